@@ -1,0 +1,30 @@
+#!/usr/bin/env python3
+"""Evaluate a checkpoint: python eval.py --config FILE --checkpoint_path CKPT"""
+import json
+
+from rpg_ms.config import OneLineParser, add_shared_arguments, load_config
+from rpg_ms.errors import front_door
+
+
+def main():
+    parser = OneLineParser(description=__doc__)
+    add_shared_arguments(parser)
+    parser.add_argument("--checkpoint_path", required=True, help="checkpoint of a training run")
+    args = parser.parse_args()
+    config = load_config(args.config, args.set, seed=args.seed, device_target=args.device_target,
+                         output_dir=args.output_dir)
+
+    from rpg_ms.tasks import Classification
+    from rpg_ms.training import build, checkpoint, device
+
+    device.set_up(config)
+    task = Classification(config)
+    network, found = build.build_network(config, task)
+    state = checkpoint.load_network(args.checkpoint_path, network, config.model.name)
+    figures = task.evaluate(network)
+    print(json.dumps({**figures, "density": found.density, "nonzero": found.nonzero, "prunable": found.prunable,
+                      "steps": state["step"], "seconds": state["seconds"]}))
+
+
+if __name__ == "__main__":
+    front_door(main)

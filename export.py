@@ -1,0 +1,37 @@
+#!/usr/bin/env python3
+"""Export a checkpoint: python export.py --config FILE --checkpoint_path CKPT --file_format MINDIR --file_name OUT"""
+import json
+
+from rpg_ms.config import OneLineParser, add_shared_arguments, load_config
+from rpg_ms.errors import front_door
+
+
+def main():
+    parser = OneLineParser(description=__doc__)
+    add_shared_arguments(parser)
+    parser.add_argument("--checkpoint_path", required=True, help="checkpoint of a training run")
+    parser.add_argument("--file_format", choices=("MINDIR", "ONNX", "AIR"), default="MINDIR")
+    parser.add_argument("--file_name", required=True, help="file to write; the extension may be left out")
+    parser.add_argument("--batch_size", type=int, default=1, help="batch of the exported network (default 1)")
+    parser.add_argument("--dynamic_batch", action="store_true", help="export for any batch size (MINDIR)")
+    args = parser.parse_args()
+    if args.batch_size < 1:
+        parser.error(f"--batch_size: {args.batch_size} is not at least 1")
+    config = load_config(args.config, args.set, seed=args.seed, device_target=args.device_target,
+                         output_dir=args.output_dir)
+
+    from rpg_ms.deploy.export import export
+    from rpg_ms.tasks import Classification
+    from rpg_ms.training import build, checkpoint, device
+
+    device.set_up(config)
+    task = Classification(config)
+    network, found = build.build_network(config, task)
+    checkpoint.load_network(args.checkpoint_path, network, config.model.name)
+    images = task.test_images(max(args.batch_size, 64))
+    print(json.dumps(export(network, found, images, args.file_format, args.file_name, args.batch_size,
+                            args.dynamic_batch)))
+
+
+if __name__ == "__main__":
+    front_door(main)

@@ -1,0 +1,145 @@
+"""Masked layers: what turns any MindSpore network into one that can be pruned.
+
+A mask does not enter the forward pass. The weight itself is kept exactly zero where its mask is, which costs
+nothing per step and leaves the gradient at masked positions what regrowth needs: the true, dense one.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import mindspore as ms
+import numpy as np
+from mindspore import mint, nn, ops
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Conv1dTranspose, nn.Conv2dTranspose, nn.Conv3dTranspose,
+                mint.nn.Conv2d, mint.nn.Conv3d, mint.nn.ConvTranspose2d)
+DENSES = (nn.Dense, mint.nn.Linear)
+
+
+class _Masked:
+    """Adds to a layer the parameter `weight_mask`: bool, of the weight's shape, not trainable, saved with it."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        _add_mask(self)
+
+
+class MaskedConv2d(_Masked, nn.Conv2d):
+    """`nn.Conv2d` with a `weight_mask`; takes and returns what `nn.Conv2d` does."""
+
+
+class MaskedDense(_Masked, nn.Dense):
+    """`nn.Dense` with a `weight_mask`; takes and returns what `nn.Dense` does."""
+
+
+@dataclass(frozen=True)
+class MaskedLayer:
+    """A layer that can be pruned: its cell's name, its weight and mask Parameters, "conv" or "dense"."""
+
+    name: str
+    kind: str
+    weight: ms.Parameter
+    mask: ms.Parameter
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A parameter of two or more dimensions that is not pruned, and why."""
+
+    name: str
+    shape: tuple
+    reason: str
+
+
+@dataclass(frozen=True)
+class Sparsified:
+    """What `sparsify` found: `layers` in the network's order, and what it `skipped`."""
+
+    layers: tuple
+    skipped: tuple
+
+    @property
+    def prunable(self):
+        """`N`: the number of prunable weights."""
+        return sum(layer.weight.size for layer in self.layers)
+
+    @property
+    def nonzero(self):
+        """The number of positions whose mask is 1."""
+        return sum(int(np.count_nonzero(layer.mask.asnumpy())) for layer in self.layers)
+
+    @property
+    def density(self):
+        """Share of prunable positions whose mask is 1."""
+        return self.nonzero / self.prunable
+
+
+def sparsify(network, exclude=()):
+    """Turn the convolution and dense layers of any network into masked ones, in place; masks start all ones.
+
+    Layers keep their names, Parameters and behaviour; `nn.Conv2d` and `nn.Dense` become `MaskedConv2d` and
+    `MaskedDense`, other convolutions (1-D, 3-D, transposed, `mint`) and subclasses keep their class and gain
+    the mask. Norm scales, biases and embeddings are never pruned (arXiv 2311.17493, section 4.1).
+
+    Args:
+        network: a Cell.
+        exclude: patterns with shell wildcards, matched against cell names ("conv1", "layer1.*").
+
+    Returns:
+        Sparsified.
+
+    Raises:
+        ValueError: a pattern that matches no layer, or no layer left to prune.
+    """
+    layers, skipped, seen, used = [], [], set(), set()
+    for cell_name, cell in network.cells_and_names():
+        for attribute, parameter in list(cell.parameters_and_names(expand=False)):
+            attribute = attribute.rsplit(".", 1)[-1]
+            if id(parameter) in seen or parameter.ndim < 2 or attribute == "weight_mask":
+                continue
+            seen.add(id(parameter))
+            patterns = {pattern for pattern in exclude if fnmatchcase(cell_name, pattern)}
+            kind = "conv" if isinstance(cell, CONVOLUTIONS) else "dense" if isinstance(cell, DENSES) else None
+            if attribute != "weight" or kind is None:
+                reason = f"{attribute!r} of a {type(cell).__name__}, not the weight of a convolution or dense layer"
+            elif not parameter.requires_grad:
+                reason = "frozen (requires_grad is False)"
+            elif patterns:
+                reason = f"excluded by {min(patterns)!r}"
+                used |= patterns
+            else:
+                layers.append(MaskedLayer(cell_name, kind, parameter, _masked(cell)))
+                continue
+            skipped.append(Skipped(parameter.name, tuple(parameter.shape), reason))
+    unused = sorted(set(exclude) - used)
+    if unused:
+        raise ValueError(f"no prunable layer matches {', '.join(map(repr, unused))}")
+    if not layers:
+        raise ValueError("the network has no convolution or dense layer to prune")
+    return Sparsified(tuple(layers), tuple(skipped))
+
+
+def set_topology(layer, weight, mask):
+    """Put a new weight and mask (arrays of the layer's shape) in place; the weight is made exactly 0 outside."""
+    mask = np.ascontiguousarray(mask, np.bool_)
+    weight = np.where(mask, weight, 0).astype(weight.dtype, copy=False)
+    layer.weight.set_data(ms.Tensor(weight, layer.weight.dtype))
+    layer.mask.set_data(ms.Tensor(mask))
+
+
+def masked_gradient(mask, gradient):
+    """The gradient where the mask is 1, exactly 0 elsewhere (also where it is not finite)."""
+    return ops.select(mask, gradient, ops.zeros_like(gradient))
+
+
+def _masked(cell):
+    if not hasattr(cell, "weight_mask"):
+        _add_mask(cell)
+        cell.__class__ = {nn.Conv2d: MaskedConv2d, nn.Dense: MaskedDense}.get(type(cell), type(cell))
+    return cell.weight_mask
+
+
+def _add_mask(cell):
+    cell.weight_mask = ms.Parameter(ms.Tensor(np.ones(cell.weight.shape, np.bool_)),
+                                    name=f"{cell.weight.name}_mask", requires_grad=False)

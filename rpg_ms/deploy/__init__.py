@@ -1,0 +1,1 @@
+"""The sparse network leaves the building."""

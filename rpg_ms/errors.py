@@ -1,0 +1,30 @@
+"""Errors meant for the user, and the door that turns them into one line and an exit status."""
+from __future__ import annotations
+
+import os
+import sys
+from typing import Callable
+
+
+class UserError(Exception):
+    """Something the user can put right; one line: what was given, what is allowed, where it came from."""
+
+
+def one_line(text: str) -> str:
+    """`text` with its lines joined by '; ', so that a log or a terminal shows it as a single line."""
+    return "; ".join(line.strip() for line in text.splitlines() if line.strip())
+
+
+def front_door(main: Callable[[], None]) -> None:
+    """Run a command line's `main()`.
+
+    A `UserError` is printed as `PROG: error: LINE` on stderr and ends the program with status 2, Ctrl-C with
+    status 130; neither shows a traceback. Any other exception is a defect and keeps its traceback.
+    """
+    try:
+        main()
+    except UserError as error:
+        print(f"{os.path.basename(sys.argv[0])}: error: {one_line(str(error))}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None

@@ -1,0 +1,93 @@
+"""How dense the network is after each topology update, and how much of it is redrawn.
+
+A density schedule is a plain function `(update, updates, density) -> float`. Updates count from 1; 0 stands
+for the time before the first update, where every schedule is at 1.0. From update number `updates` on, the
+value is `density` itself, not a number near it. `density` is the fraction of prunable weights that stay, in
+(0, 1].
+"""
+from __future__ import annotations
+
+import math
+from typing import Callable
+
+DensitySchedule = Callable[[int, int, float], float]
+
+
+def exponential_density(update: int, updates: int, density: float) -> float:
+    """`d^(n/T)`: each update removes the same fraction of what is left (arXiv 2311.17493)."""
+    _check(update, updates, density)
+    if update >= updates:
+        return density
+    return density ** (update / updates)
+
+
+def cubic_density(update: int, updates: int, density: float) -> float:
+    """`d + (1 − d)(1 − n/T)³`: fast, then slower (Zhu & Gupta 2017, arXiv 1710.01878, equation 1)."""
+    _check(update, updates, density)
+    if update >= updates:
+        return density
+    return density + (1 - density) * (1 - update / updates) ** 3
+
+
+def cosine_density(update: int, updates: int, density: float) -> float:
+    """`d + (1 − d)/2 · (1 + cos(π n/T))`: slow at both ends, fastest half-way."""
+    _check(update, updates, density)
+    if update >= updates:
+        return density
+    return density + (1 - density) / 2 * (1 + math.cos(math.pi * update / updates))
+
+
+def constant_density(update: int, updates: int, density: float) -> float:
+    """`d` from the first update on: one-shot pruning, or sparse training at a fixed density."""
+    _check(update, updates, density)
+    return density if update >= 1 else 1.0
+
+
+DENSITY_SCHEDULES: dict[str, DensitySchedule] = {
+    "exponential": exponential_density,
+    "cubic": cubic_density,
+    "cosine": cosine_density,
+    "constant": constant_density,
+}
+
+
+def delayed(schedule: DensitySchedule, warmup: int) -> DensitySchedule:
+    """`schedule` held at density 1 for the first `warmup` updates, then run over those that remain.
+
+    The target is still reached exactly at update `updates`. The returned schedule raises ValueError when
+    the warm-up leaves no update to prune in.
+    """
+    if warmup < 0:
+        raise ValueError(f"warmup must be at least 0 updates, got {warmup}")
+
+    def after_warmup(update: int, updates: int, density: float) -> float:
+        _check(update, updates, density)
+        if warmup >= updates:
+            raise ValueError(f"a warm-up of {warmup} updates leaves none of the {updates} to prune in")
+        return schedule(max(update - warmup, 0), updates - warmup, density)
+
+    return after_warmup
+
+
+def cosine_drop_fraction(step: int, end_step: int, alpha: float) -> float:
+    """`f(t) = α/2 · (1 + cos(π t / T_end))`, the share of a layer's weights that is regrown at step `t`.
+
+    Falls from `α` at step 0 to 0 at `end_step` (arXiv 2311.17493; the schedule of RigL, arXiv 1911.11134).
+    Raises ValueError unless `0 <= step <= end_step`, `end_step >= 1` and `0 <= alpha <= 1`.
+    """
+    if end_step < 1:
+        raise ValueError(f"end_step must be at least 1, got {end_step}")
+    if not 0 <= step <= end_step:
+        raise ValueError(f"step must be in [0, {end_step}], where the topology freezes, got {step}")
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha must be in [0, 1], got {alpha}")
+    return alpha / 2 * (1 + math.cos(math.pi * step / end_step))
+
+
+def _check(update: int, updates: int, density: float) -> None:
+    if updates < 1:
+        raise ValueError(f"updates must be at least 1, got {updates}")
+    if not update >= 0:
+        raise ValueError(f"update must be at least 0, got {update}")
+    if not 0 < density <= 1:
+        raise ValueError(f"density must be in (0, 1], got {density}")

@@ -1,0 +1,146 @@
+"""Which weights stay: the magnitude cut, and drop and grow (arXiv 2311.17493).
+
+Masks are boolean arrays of the weight's shape, True where a weight is active. Everything is ranked by
+selection, O(n), never by sorting; equal values rank by flat index, so every machine and rank decides the
+same.
+"""
+from __future__ import annotations
+
+import math
+from typing import Optional, Sequence
+
+import numpy as np
+
+from .magnitude import finite_magnitude
+
+
+def largest(values: np.ndarray, count: int) -> np.ndarray:
+    """Boolean array of `values`' shape, True at the `count` largest entries; ties to the lowest flat index.
+
+    Raises ValueError for NaN, or for a `count` outside [0, values.size].
+    """
+    values = np.asarray(values)
+    if not 0 <= count <= values.size:
+        raise ValueError(f"count must be in [0, {values.size}], got {count}")
+    if values.size and np.isnan(values.max()):
+        raise ValueError("NaN cannot be ranked")
+    if count in (0, values.size):
+        return np.full(values.shape, count > 0)
+
+    flat = values.ravel()
+    cut = flat.size - count
+    threshold = np.partition(flat, cut)[cut]
+    chosen = flat > threshold
+    tied = flat == threshold
+    end = _end_of_first(tied, count - np.count_nonzero(chosen))
+    chosen[:end] |= tied[:end]
+    return chosen.reshape(values.shape)
+
+
+def survivors(weights: Sequence[np.ndarray], counts: Sequence[int]) -> list[np.ndarray]:
+    """Per layer, the boolean mask of its `counts[l]` largest `|w|`.
+
+    With counts from `global_counts` this is the global magnitude cut. Raises ValueError, naming the layer's
+    index, for NaN or infinity and for a count that the layer cannot hold.
+    """
+    masks = []
+    for layer, (weight, count) in enumerate(_zip_layers(weights, counts)):
+        magnitude = finite_magnitude(weight, f"weight of layer {layer}")
+        if not 0 <= count <= magnitude.size:
+            raise ValueError(f"layer {layer} has {magnitude.size} weights and cannot keep {count}")
+        masks.append(largest(magnitude, count))
+    return masks
+
+
+def drop_and_grow(weight: np.ndarray, survivors: np.ndarray, dense_grad: Optional[np.ndarray],
+                  n_keep: int, n_grow: int) -> tuple[np.ndarray, np.ndarray]:
+    """Redraw one layer's mask: keep the largest weights, grow where the gradient is largest.
+
+    Kept are the `n_keep` largest `|w|`, where a weight outside `survivors` counts as 0. Among *all* other
+    positions the `n_grow` largest `|g|` are grown, so a survivor that was just dropped may come straight
+    back.
+
+    Args:
+        weight: float array, the layer's weight.
+        survivors: boolean array of the same shape, the mask after the magnitude cut.
+        dense_grad: float array of the same shape: the gradient of the loss in every weight, active or not,
+            or any other score whose magnitude says where to grow. May be None if `n_grow` is 0.
+        n_keep, n_grow: how many positions to keep and to grow.
+
+    Returns:
+        `(new_weight, new_mask)`, new arrays. Exactly `n_keep + n_grow` entries of the mask are True,
+        even where there are fewer non-zero survivors than that. The weight has its old dtype and, at active
+        survivors, its old value; it is +0.0 everywhere else.
+
+    Raises:
+        ValueError: shapes differ, the counts do not fit, or the weight or gradient holds NaN or infinity.
+    """
+    return _redraw(weight, survivors, dense_grad, n_keep, n_grow, where="")
+
+
+def update_topology(weights: Sequence[np.ndarray], dense_grads: Optional[Sequence[np.ndarray]],
+                    counts: Sequence[int], drop_fraction: float) -> list[tuple[np.ndarray, np.ndarray]]:
+    """One topology update of a network: `(new_weight, new_mask)` per layer, `counts[l]` of them active.
+
+    Of a layer's `n_l` places, `n_grow = floor(drop_fraction * n_l)` are grown and the rest kept
+    (`drop_and_grow`). `dense_grads` holds one array per layer, or is None when `drop_fraction` is 0. Raises
+    ValueError as `survivors` and `drop_and_grow` do, naming the layer's index.
+    """
+    if not 0 <= drop_fraction <= 1:
+        raise ValueError(f"drop_fraction must be in [0, 1], got {drop_fraction}")
+    if dense_grads is None:
+        if drop_fraction > 0:
+            raise ValueError(f"a drop fraction of {drop_fraction} needs dense gradients to grow by, got None")
+        dense_grads = [None] * len(weights)
+    masks = survivors(weights, counts)
+    updated = []
+    for layer, (weight, dense_grad) in enumerate(_zip_layers(weights, dense_grads)):
+        n_grow = math.floor(drop_fraction * counts[layer])
+        updated.append(_redraw(weight, masks[layer], dense_grad, counts[layer] - n_grow, n_grow,
+                               where=f" of layer {layer}"))
+    return updated
+
+
+def _redraw(weight, surviving, dense_grad, n_keep, n_grow, where):
+    weight = np.asarray(weight)
+    surviving = np.asarray(surviving)
+    if surviving.dtype != bool or surviving.shape != weight.shape:
+        raise ValueError(f"survivors{where} must be boolean of shape {weight.shape}, "
+                         f"got {surviving.dtype} of shape {surviving.shape}")
+    if n_keep < 0 or n_grow < 0 or n_keep + n_grow > weight.size:
+        raise ValueError(f"cannot keep {n_keep} and grow {n_grow} of the {weight.size} weights{where}")
+
+    magnitude = finite_magnitude(weight, f"weight{where}")
+    magnitude[~surviving] = 0
+    active = largest(magnitude, n_keep)
+    if n_grow > 0:
+        if dense_grad is None or np.shape(dense_grad) != weight.shape:
+            given = "None" if dense_grad is None else f"shape {np.shape(dense_grad)}"
+            raise ValueError(f"growing {n_grow} weights needs a gradient{where} of shape {weight.shape}, "
+                             f"got {given}")
+        score = finite_magnitude(dense_grad, f"gradient{where}")
+        score[active] = -1  # below every magnitude: a kept position is never grown as well
+        active |= largest(score, n_grow)
+
+    new_weight = np.zeros_like(weight)
+    np.copyto(new_weight, weight, where=active & surviving)
+    return new_weight, active
+
+
+def _end_of_first(flags: np.ndarray, count: int) -> int:
+    """The shortest prefix of a flat boolean array that holds `count` (at least 1) True entries."""
+    start, end = 0, flags.size
+    while end - start > 1:  # halving: one pass in all, and no array of indices
+        middle = (start + end) // 2
+        found = np.count_nonzero(flags[start:middle])
+        if found >= count:
+            end = middle
+        else:
+            start, count = middle, count - found
+    return end
+
+
+def _zip_layers(weights, others):
+    if len(weights) != len(others):
+        raise ValueError(f"{len(weights)} layers of weights, but {len(others)} entries to go with them")
+    return zip(weights, others)

@@ -1,0 +1,86 @@
+"""Image classification."""
+from __future__ import annotations
+
+import mindspore as ms
+import numpy as np
+from mindcv.loss import create_loss
+from mindspore import nn, ops
+
+from rpg_ms.data.datasets import load_dataset
+from rpg_ms.data.pipeline import EvalSamples, TrainSamples, batches
+from rpg_ms.errors import UserError
+
+
+class Classification:
+    """Images in, one class each out; measured by top-1 accuracy in percent.
+
+    Args:
+        config: `rpg_ms.config.Config`; read are `data`, `train` and `seed`.
+
+    Raises:
+        UserError: the dataset cannot be read, or has fewer images than a batch.
+    """
+
+    def __init__(self, config):
+        self.config = config
+        self.dataset = load_dataset(config.data, config.seed)
+        self.classes = config.model.num_classes or self.dataset.classes
+        if self.classes < self.dataset.classes:
+            raise UserError(f"model.num_classes: {self.classes} is less than the {self.dataset.classes} classes of "
+                            f"{config.data.name}")
+        self.input_shape = (self.dataset.channels, self.dataset.size, self.dataset.size)
+        self.steps_per_epoch = len(self.dataset.train) // config.train.batch_size
+        if self.steps_per_epoch < 1:
+            raise UserError(f"train.batch_size: {config.train.batch_size} is more than the {len(self.dataset.train)} "
+                            f"training images of {config.data.name}")
+
+    def train_batches(self, first_step, last_step):
+        """The batches of steps `first_step + 1 .. last_step`."""
+        batch_size = self.config.train.batch_size
+        samples = TrainSamples(self.dataset.train, self.dataset.train_transform, batch_size, self.config.seed,
+                               first_step, last_step)
+        return batches(samples, batch_size, self.config.data.workers)
+
+    def test_batches(self):
+        """Every test image once; labels of padding are -1."""
+        batch_size = self.config.train.eval_batch_size
+        samples = EvalSamples(self.dataset.test, self.dataset.test_transform, batch_size)
+        return batches(samples, batch_size, self.config.data.workers)
+
+    def test_images(self, count):
+        """The first `count` test images (repeated from the start if there are fewer), `[count, channels, size, size]`
+        float32.
+        """
+        test = self.dataset.test
+        samples = EvalSamples(test.subset(np.arange(count) % len(test)), self.dataset.test_transform, count)
+        return np.stack([samples[i][0] for i in range(count)])
+
+    def with_loss(self, network):
+        """The network with cross-entropy, as a Cell from a batch to a scalar."""
+        return _WithLoss(network, create_loss("CE", label_smoothing=self.config.train.label_smoothing))
+
+    def evaluate(self, network):
+        """`{"top1": percent}` over all test images; leaves the network in inference mode."""
+        count = _CountCorrect(network).set_train(False)
+        correct = sum(int(count(images, labels).asnumpy()) for images, labels in self.test_batches())
+        return {"top1": 100 * correct / len(self.dataset.test)}
+
+
+class _WithLoss(nn.Cell):
+    def __init__(self, network, loss):
+        super().__init__(auto_prefix=False)
+        self.network = network
+        self.loss = loss
+
+    def construct(self, images, labels):
+        return self.loss(self.network(images), labels)
+
+
+class _CountCorrect(nn.Cell):
+    def __init__(self, network):
+        super().__init__(auto_prefix=False)
+        self.network = network
+
+    def construct(self, images, labels):
+        predicted = ops.argmax(self.network(images), 1).astype(ms.int32)
+        return (predicted == labels).astype(ms.int32).sum()

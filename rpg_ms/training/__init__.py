@@ -1,0 +1,1 @@
+"""Training: device, construction, loop, checkpoints, the run's folder."""

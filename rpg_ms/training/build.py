@@ -1,0 +1,93 @@
+"""From the configuration to the objects of a training run."""
+from __future__ import annotations
+
+from mindcv.optim import create_optimizer
+from mindcv.scheduler.dynamic_lr import cosine_decay_refined_lr, linear_refined_lr, multi_step_lr
+
+from rpg_ms.cells import SparseTrainStep, sparsify
+from rpg_ms.errors import UserError
+from rpg_ms.models import create_model
+from rpg_ms.pruning.allocation import ALLOCATIONS
+from rpg_ms.pruning.calendar import UpdateCalendar
+from rpg_ms.pruning.methods import METHODS
+from rpg_ms.rank import RankLoss
+
+
+def build_network(config, task):
+    """The network of a configuration with its masks: `(network, Sparsified)`. Masks are all ones.
+
+    Raises:
+        UserError: an unknown network, or exclusions that match nothing.
+    """
+    network = create_model(config.model.name, task.classes, task.input_shape[0])
+    try:
+        return network, sparsify(network, config.pruning.exclude)
+    except ValueError as error:
+        raise UserError(f"pruning.exclude: {error}") from None
+
+
+def learning_rates(config, steps_per_epoch):
+    """The learning rate of every step: a list of floats, one a step."""
+    schedule, peak = config.schedule, config.optimizer.lr
+    total = config.train.epochs * steps_per_epoch
+    warmup = round(schedule.warmup_epochs * steps_per_epoch)
+    if warmup >= total:
+        raise UserError(f"schedule.warmup_epochs: {schedule.warmup_epochs} is not less than train.epochs: "
+                        f"{config.train.epochs}")
+    # mindcv counts in epochs; with one step to an "epoch" its schedules change at every step.
+    rates = [peak * (step + 1) / (warmup + 1) for step in range(warmup)]
+    rest = {"lr": peak, "steps_per_epoch": 1, "epochs": total - warmup}
+    if schedule.name == "cosine":
+        rest.pop("lr")
+        return rates + cosine_decay_refined_lr(total - warmup, schedule.end_lr, eta_max=peak, **rest)
+    if schedule.name == "linear":
+        return rates + linear_refined_lr(1.0, schedule.end_lr / peak, total - warmup, **rest)
+    milestones = [round(fraction * total) - warmup for fraction in schedule.milestones]
+    return rates + multi_step_lr(milestones if schedule.name == "step" else [], schedule.gamma, **rest)
+
+
+def build_train_step(config, task, network, layers, device):
+    """The train-one-step cell of a configuration, with its optimizer: `(SparseTrainStep, learning rates)`.
+
+    Raises:
+        UserError: a calendar that cannot reach the target density, or a floor per layer that the target cannot hold.
+    """
+    rates = learning_rates(config, task.steps_per_epoch)
+    optimizer = create_optimizer(
+        network.trainable_params(), "momentum" if config.optimizer.name == "sgd" else config.optimizer.name,
+        lr=rates, weight_decay=config.optimizer.weight_decay, momentum=config.optimizer.momentum,
+        nesterov=config.optimizer.nesterov,
+        weight_decay_filter="disable" if config.optimizer.decay_norm_and_bias else "norm_and_bias")
+    pruning, rank = config.pruning, config.rank
+    calendar = None
+    if METHODS[pruning.method].prunes:
+        try:  # the floor per layer must fit into the target, not only into today's density
+            ALLOCATIONS[pruning.allocation]([layer.weight.asnumpy() for layer in layers], pruning.density,
+                                            pruning.min_per_layer)
+        except ValueError as error:
+            raise UserError(f"pruning.density: {error}") from None
+        try:
+            calendar = UpdateCalendar(
+                total_steps=len(rates), update_every=pruning.update_every, prune_until=pruning.prune_until,
+                freeze_after=pruning.freeze_after, density=pruning.density, schedule=pruning.schedule,
+                warmup_updates=pruning.warmup_updates)
+        except ValueError as error:
+            raise UserError(str(error)) from None
+    rank_loss = RankLoss(rank.delta, rank_backend(rank.backend, device)) if rank.lambda_ > 0 else None
+    step = SparseTrainStep(
+        task.with_loss(network), optimizer, layers, calendar, pruning.alpha, pruning.allocation or "global",
+        pruning.min_per_layer, rank_loss, rank.lambda_, rank.every, rank.include_dense)
+    return step.set_train(), rates
+
+
+def rank_backend(backend, device):
+    """The rank backend that "auto" stands for: `gram` on CPU, `svd` elsewhere.
+
+    Raises:
+        UserError: `gram`, which works on the host, on another device than the CPU.
+    """
+    if backend == "auto":
+        return "gram" if device == "CPU" else "svd"
+    if backend == "gram" and device != "CPU":
+        raise UserError(f"rank.backend: gram runs on CPU only, not on {device}; use svd")
+    return backend

@@ -1,0 +1,25 @@
+"""Where and how MindSpore runs."""
+from __future__ import annotations
+
+import mindspore as ms
+
+from rpg_ms.errors import UserError
+
+TARGETS = ("Ascend", "GPU", "CPU")  # in the order of preference
+
+
+def set_up(config):
+    """Choose device and execution mode and seed MindSpore; returns the device's name.
+
+    Raises:
+        UserError: the device asked for is not there.
+    """
+    available = [target for target in TARGETS if ms.hal.is_available(target)]
+    target = available[0] if config.device_target == "auto" else config.device_target
+    if target not in available:
+        raise UserError(f"device_target: {target} is not available here; available: {', '.join(available)}")
+    ms.set_device(target)
+    ms.set_context(mode=ms.GRAPH_MODE if config.mode == "graph" else ms.PYNATIVE_MODE)
+    ms.set_deterministic(True)
+    ms.set_seed(config.seed)
+    return target

@@ -1,0 +1,104 @@
+#!/usr/bin/env bash
+# Make the project's Python environment, once; sourced by quickstart.sh and test.sh.
+#   bash scripts/environment.sh
+# PYTHON    the Python to make it with; by default one on PATH that has MindSpore, else any supported one.
+#           A MindSpore it already has (an Ascend machine's own) is kept and used.
+# RPG_VENV  the environment's folder, by default .venv in the project. An environment not made by this script
+#           is used if it has everything, and never changed.
+# A failure is one line on stderr and status 1; pip's output is in a log beside the folder.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+# Marks a folder that may be deleted and made again; says what it was made from once it is complete.
+MARK=$VENV/made-by-rpg-ms
+LOG=$VENV.log
+base='' mindspore='' lacking=''
+
+# Sets base (version and prefix), mindspore (its version if in range) and lacking (requirements). If the
+# Python is unsupported: status 1, and base says why. Usage: inspect_python PYTHON
+inspect_python() {
+    local report status=0
+    report=$("$1" "$PROJECT/scripts/inspect_python.py" 2>/dev/null) || status=1
+    { read -r base; read -r mindspore; read -r lacking; } <<<"$report"$'\n\n' || true
+    base=${base:-cannot be run}
+    return $status
+}
+
+# Sets python, base and mindspore.
+choose_python() {
+    local candidate first=
+    if [ -n "${PYTHON:-}" ]; then
+        python=$PYTHON
+        inspect_python "$python" || fail 1 "PYTHON=$python $base"
+        return
+    fi
+    for candidate in python3.11 python3.10 python3.12 python3.9 python3 python; do
+        inspect_python "$candidate" || continue
+        first=${first:-$candidate}
+        if [ -n "$mindspore" ]; then
+            python=$candidate
+            return
+        fi
+    done
+    [ -n "$first" ] || fail 1 "no usable Python on PATH, MindSpore needs 3.9 to 3.12; set PYTHON to one"
+    python=$first
+    inspect_python "$python"
+}
+
+made_here() { [ -e "$MARK" ] || [ -z "$(ls -A "$VENV" 2>/dev/null)" ]; }
+
+# True if the environment is complete, has all that pyproject.toml asks for, and comes from $PYTHON, if set.
+ready() {
+    local made_with
+    [ -x "$VENV/bin/python" ] && inspect_python "$VENV/bin/python" && [ -z "$lacking" ] || return 1
+    made_with=$base
+    made_here || return 0
+    [ "$(cat "$MARK")" = "$made_with $PROJECT $VENV" ] || return 1
+    [ -z "${PYTHON:-}" ] || { choose_python && [ "$base" = "$made_with" ]; }
+}
+
+check_disk_space() {
+    local needed=$1 free
+    free=$(df -Pk "$(dirname "$VENV")" | awk 'NR == 2 { print int($4 / 1024) }')
+    [ "$free" -ge "$needed" ] ||
+        fail 1 "too little disk space for $VENV (or name another by RPG_VENV): $free MB free, $needed MB needed"
+}
+
+make_environment() {
+    local options=()
+    made_here ||
+        fail 1 "$VENV was not made by this script and lacks ${lacking:-a supported Python}; change RPG_VENV"
+    choose_python
+    rm -rf "$VENV"
+    if [ -n "$mindspore" ]; then check_disk_space 1000; else check_disk_space 4500; fi
+    trap 'rm -rf "$VENV"' EXIT
+    echo "making $VENV with $(command -v "$python"), once, in a few minutes; log: $LOG"
+    mkdir -p "$VENV/tmp"
+    touch "$MARK"
+    [ -z "$mindspore" ] || options+=(--system-site-packages)
+    "$python" -m venv ${options[@]+"${options[@]}"} "$VENV" >"$LOG" 2>&1 ||
+        fail 1 "$python cannot make a virtual environment; log: $LOG"
+    options=()
+    if [ -n "$mindspore" ]; then
+        echo "mindspore==$mindspore" >"$VENV/tmp/keep.txt"
+        options+=(--constraint "$VENV/tmp/keep.txt")
+    fi
+    # Without a home folder pip's cache would go to the root of the file system.
+    [ -n "${HOME:-}${PIP_CACHE_DIR:-}" ] || options+=(--no-cache-dir)
+    TMPDIR=$VENV/tmp PIP_USER=0 "$VENV/bin/python" -m pip install --no-input ${options[@]+"${options[@]}"} \
+        --editable "${PROJECT}[test]" >>"$LOG" 2>&1 ||
+        fail 1 "pip failed (it needs a network): $(sed -n 's/^ *ERROR: *//p' "$LOG" | tail -n 1); log: $LOG"
+    rm -rf "$VENV/tmp"
+    inspect_python "$VENV/bin/python"
+    echo "$base $PROJECT $VENV" >"$MARK"
+    trap - EXIT
+}
+
+if ! ready; then
+    { mkdir -p "$(dirname "$VENV")" && touch "$VENV.lock"; } 2>/dev/null ||
+        fail 1 "cannot write to $(dirname "$VENV")"
+    (
+        if command -v flock >/dev/null; then flock 9; fi
+        ready || make_environment
+    ) 9>"$VENV.lock" || exit 1
+fi

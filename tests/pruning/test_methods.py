@@ -1,0 +1,62 @@
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rpg_ms.pruning import (ALLOCATIONS, DENSITY_SCHEDULES, METHODS, Method, UpdateCalendar, update_topology)
+
+
+def test_rows():
+    assert METHODS["rpg"] == Method("exponential", "global", "gradient", alpha=0.3, rank_lambda=0.5,
+                                    rank_delta=0.1)
+    assert (METHODS["gmp"].schedule, METHODS["gmp"].alpha, METHODS["gmp"].rank_lambda) == ("cubic", 0.0, 0.0)
+    assert [name for name, method in METHODS.items() if not method.prunes] == ["dense"]
+    assert [name for name, method in METHODS.items() if method.needs_gradient] == ["rpg"]
+    assert not dataclasses.replace(METHODS["rpg"], alpha=0.0).needs_gradient
+
+
+@pytest.mark.parametrize("choices, message", [
+    ({"schedule": "linear"}, "pruning.schedule: 'linear' is not one of exponential, cubic"),
+    ({"allocation": "layerwise"}, "pruning.allocation: 'layerwise' is not one of global, uniform"),
+    ({"grow": "hope"}, "pruning.grow: 'hope' is not one of gradient"),
+    ({"schedule": None}, "both a schedule and an allocation, or neither"),
+    ({"alpha": 1.5}, r"pruning.alpha: 1.5 is not in \[0, 1\]"),
+    ({"grow": None}, "pruning.alpha: 0.3 drops weights, but the method has nothing to grow by"),
+    ({"rank_lambda": -1.0}, "rank.lambda: -1.0 is negative"),
+    ({"rank_delta": 0.0}, r"rank.delta: 0.0 is not in \(0, 1\]"),
+])
+def test_contradictions_are_refused(choices, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(METHODS["rpg"], **choices)
+
+
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.prunes])
+@pytest.mark.parametrize("allocation", sorted(ALLOCATIONS))
+def test_a_run_of_updates_ends_at_exactly_the_target(name, allocation):
+    method = dataclasses.replace(METHODS[name], allocation=allocation)
+    calendar = UpdateCalendar(60, 4, 0.8, 0.95, density=0.2, schedule=method.schedule)
+    rng = np.random.default_rng(0)
+    shapes = (4, 1, 3, 3), (8, 4, 3, 3), (10, 8)  # 36 + 288 + 80 = 404 weights
+    weights = [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
+    masks = [np.ones(shape, bool) for shape in shapes]
+    for step in range(1, calendar.total_steps + 1):
+        weights = [w + mask * rng.standard_normal(w.shape, np.float32) for w, mask in zip(weights, masks)]
+        if calendar.is_update(step):
+            counts = ALLOCATIONS[method.allocation](weights, calendar.density_at(step))
+            grads = None
+            if method.needs_gradient:
+                grads = [rng.standard_normal(w.shape, np.float32) for w in weights]
+            fraction = calendar.drop_fraction(step, method.alpha)
+            weights, masks = zip(*update_topology(weights, grads, counts, fraction))
+            assert sum(mask.sum() for mask in masks) == round(calendar.density_at(step) * 404)
+    assert sum(mask.sum() for mask in masks) == round(0.2 * 404)
+    assert all(not w[~m].any() for w, m in zip(weights, masks))
+
+
+def test_the_package_needs_no_mindspore():
+    program = "import sys, rpg_ms.pruning; sys.exit('mindspore' in sys.modules)"
+    root = Path(__file__).resolve().parent.parent.parent
+    assert subprocess.run([sys.executable, "-c", program], cwd=root).returncode == 0

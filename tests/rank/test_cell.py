@@ -1,0 +1,105 @@
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import nn, ops
+
+from rpg_ms.rank import RankLoss, rank_term
+from tests.golden_cases import rank_cases
+
+CASES = rank_cases()
+
+
+@pytest.fixture(params=["graph", "pynative"])
+def mode(request):
+    before = ms.get_context("mode")
+    ms.set_context(mode=ms.GRAPH_MODE if request.param == "graph" else ms.PYNATIVE_MODE)
+    yield request.param
+    ms.set_context(mode=before)
+
+
+def value_and_gradients(delta, backend, weights):
+    cell = RankLoss(delta, backend)
+    weights = tuple(ms.Tensor(w) for w in weights)
+    loss, grads = ms.value_and_grad(cell, tuple(range(len(weights))))(*weights)
+    return loss.asnumpy(), [g.asnumpy() for g in (grads if isinstance(grads, tuple) else (grads,))]
+
+
+@pytest.mark.parametrize("backend", ["svd", "gram"])
+@pytest.mark.parametrize("dtype, tolerance", [(np.float64, 1e-6), (np.float32, 1e-3)])
+def test_autodiff_gradient_matches_golden(mode, backend, dtype, tolerance):
+    for delta in sorted({case.delta for case in CASES}):  # one graph for all cases of a delta
+        cases = [case for case in CASES if case.delta == delta]
+        loss, grads = value_and_gradients(delta, backend, [case.w.astype(dtype) for case in cases])
+        assert loss == pytest.approx(np.mean([case.loss for case in cases]), rel=tolerance)
+        for case, grad in zip(cases, grads):
+            assert grad.dtype == dtype
+            error = np.linalg.norm(grad * len(cases) - case.grad) / np.linalg.norm(case.grad)
+            assert error <= tolerance, case.name
+
+
+@pytest.mark.parametrize("backend", ["svd", "gram"])
+def test_value_is_the_terms_own_to_the_last_digit(mode, backend):
+    w = CASES[5].w.astype(np.float32)
+    loss, (grad,) = value_and_gradients(0.2, backend, [w])
+    wanted, _, wanted_grad = rank_term(w, 0.2, backend)
+    assert loss == np.float32(wanted)
+    np.testing.assert_allclose(grad, wanted_grad, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("backend", ["svd", "gram"])
+def test_zero_layers_do_not_count(mode, backend):
+    w = CASES[5].w.astype(np.float32)
+    zero = np.zeros((4, 4, 3, 3), np.float32)
+    loss, (grad, zero_grad) = value_and_gradients(0.2, backend, [w, zero])
+    wanted, _, wanted_grad = rank_term(w, 0.2, backend)
+    assert loss == pytest.approx(wanted, rel=1e-6)
+    np.testing.assert_allclose(grad, wanted_grad, rtol=1e-4, atol=1e-6)
+    assert not zero_grad.any()
+    loss, (zero_grad,) = value_and_gradients(0.2, backend, [zero])
+    assert loss == 0 and not zero_grad.any()
+
+
+@pytest.mark.parametrize("backend", ["svd", "gram"])
+def test_inside_a_larger_graph_with_parameters(mode, backend):
+    """task + lambda * rank on a network's own Parameters, as the training cell uses it."""
+    w = CASES[5].w.astype(np.float32)
+
+    class Objective(nn.Cell):
+        def __init__(self):
+            super().__init__()
+            self.weight = ms.Parameter(ms.Tensor(w), name="weight")
+            self.rank_loss = RankLoss(0.2, backend)
+
+        def construct(self, x):
+            loss, ranks = self.rank_loss.loss_and_ranks((self.weight,))
+            return (self.weight * x).sum() + 3.0 * loss, ranks
+
+    objective = Objective()
+    x = ms.Tensor(np.float32(0.5))
+    (value, ranks), (grad,) = ms.value_and_grad(objective, None, (objective.weight,), has_aux=True)(x)
+    loss, k, rank_grad = rank_term(w, 0.2, backend)
+    assert value.asnumpy() == pytest.approx(0.5 * w.sum() + 3 * loss, rel=1e-4)
+    assert ranks.asnumpy().tolist() == [k]
+    np.testing.assert_allclose(grad.asnumpy(), 0.5 + 3 * rank_grad, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["svd", "gram"])
+def test_half_precision_weights_are_computed_in_float32(mode, backend):
+    w = CASES[5].w.astype(np.float16)
+    loss, (grad,) = value_and_gradients(0.2, backend, [w])
+    assert loss.dtype == np.float32 and grad.dtype == np.float16
+    assert loss == pytest.approx(rank_term(w.astype(np.float32), 0.2)[0], rel=1e-4)
+
+
+def test_nonsense_is_refused():
+    with pytest.raises(ValueError, match="delta"):
+        RankLoss(0.0)
+    with pytest.raises(ValueError, match="backend"):
+        RankLoss(0.1, "qr")
+
+
+def test_stop_gradient_leaves_other_inputs_alone():
+    cell = RankLoss(0.2, "gram")
+    w, scale = ms.Tensor(CASES[5].w.astype(np.float32)), ms.Tensor(np.float32(2))
+    grad = ms.grad(lambda w, scale: cell(w) * scale + ops.square(scale), 1)(w, scale)
+    assert grad.asnumpy() == pytest.approx(rank_term(CASES[5].w, 0.2)[0] + 4, rel=1e-5)
