@@ -15,7 +15,7 @@ from pydantic_core import PydanticCustomError
 from ruamel.yaml import YAML
 from ruamel.yaml.constructor import ConstructorError, SafeConstructor
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from ruamel.yaml.events import AliasEvent, DocumentStartEvent, MappingEndEvent, MappingStartEvent
+from ruamel.yaml.events import DocumentStartEvent, MappingEndEvent, MappingStartEvent
 from ruamel.yaml.events import SequenceEndEvent, SequenceStartEvent
 from ruamel.yaml.reader import ReaderError
 from ruamel.yaml.representer import SafeRepresenter
@@ -57,7 +57,7 @@ class DataConfig(Group):
     name: str = Field("fashion_mnist", min_length=1, description="Dataset.")
     root: Optional[str] = Field(None, min_length=1, description="Dataset's folder; null: its usual place.")
     validation: float = Field(
-        0.0, ge=0, lt=1, description="Share of the training images held out and evaluated instead of the test images."
+        0.0, ge=0, lt=1, description="Share of the training images evaluated in place of the test images."
     )
     workers: int = Field(1, ge=1, le=INT32_MAX, description="Loader's parallel workers.")
     augment: str = Field(
@@ -399,7 +399,7 @@ def _refuse_what_is_not_plain(text: str, label: str) -> None:
     depth = 0
     for event in YAML(typ="safe", pure=True).parse(text):
         place = f"{label}: line {event.start_mark.line + 1}, column {event.start_mark.column + 1}"
-        if isinstance(event, AliasEvent) or getattr(event, "anchor", None) is not None:
+        if getattr(event, "anchor", None) is not None:
             raise UserError(f"{place}: YAML anchors and aliases are not allowed")
         if isinstance(event, DocumentStartEvent):
             if event.version or event.tags:

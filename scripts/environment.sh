@@ -61,7 +61,7 @@ check_disk_space() {
     local needed=$1 free
     free=$(df -Pk "$(dirname "$VENV")" | awk 'NR == 2 { print int($4 / 1024) }')
     [ "$free" -ge "$needed" ] ||
-        fail 1 "too little disk space for $VENV (or name another by RPG_VENV): $free MB free, $needed MB needed"
+        fail 1 "too little disk space for $VENV (RPG_VENV moves it): $free MB free, $needed MB needed"
 }
 
 make_environment() {

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From nothing to a trained, evaluated and exported sparse network, on the Fashion-MNIST subset shipped here.
-#   bash scripts/quickstart.sh [train.py arguments ...]      for example --set train.epochs=1
+#   bash scripts/quickstart.sh [train.py arguments ...]      for example --set train.epochs=6
 # Makes the environment first where needed (see environment.sh). Results go to runs/quickstart.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
@@ -9,7 +9,7 @@ cd "$PROJECT"
 python=$VENV/bin/python
 run=runs/quickstart
 SECONDS=0
-"$python" train.py --config config/quickstart.yaml "$@" --output_dir "$run"
+"$python" train.py --config config/quickstart.yaml --overwrite "$@" --output_dir "$run"
 # The run's own configuration holds what "$@" changed.
 "$python" eval.py --config "$run/config.yaml" --checkpoint_path "$run/last.ckpt"
 "$python" export.py --config "$run/config.yaml" --checkpoint_path "$run/last.ckpt" \

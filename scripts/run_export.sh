@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Export a checkpoint for deployment.
 #   bash scripts/run_export.sh CONFIG CHECKPOINT [FORMAT] [OUT] [export.py arguments ...]
-# FORMAT is MINDIR (default), ONNX or AIR; OUT the file's name, by default the checkpoint's without its suffix.
+# FORMAT is MINDIR (default), ONNX or AIR; OUT the file's name, by default the checkpoint's.
 # Uses the project's .venv if there is one, otherwise $PYTHON or python3.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"

@@ -124,8 +124,9 @@ def set_topology(layer, weight, mask):
     """Put a new weight and mask (arrays of the layer's shape) in place; the weight is made exactly 0 outside."""
     mask = np.ascontiguousarray(mask, np.bool_)
     weight = np.where(mask, weight, 0).astype(weight.dtype, copy=False)
-    layer.weight.set_data(ms.Tensor(weight, layer.weight.dtype))
-    layer.mask.set_data(ms.Tensor(mask))
+    # Not set_data: in PyNative mode the optimizer's compiled parts would go on with the storage that it replaces.
+    ops.assign(layer.weight, ms.Tensor(weight, layer.weight.dtype))
+    ops.assign(layer.mask, ms.Tensor(mask))
 
 
 def masked_gradient(mask, gradient):

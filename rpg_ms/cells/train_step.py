@@ -206,7 +206,7 @@ class SparseTrainStep(nn.Cell):
         self.mask_state()
         if self.alpha > 0:
             # The optimizer rests, its learning-rate schedule does not.
-            self.optimizer.global_step.set_data(ms.Tensor([step], ms.int32))
+            ops.assign(self.optimizer.global_step, ms.Tensor([step], ms.int32))
         else:
             self.apply_gradients(gradients)
         nonzero = int(sum(counts))

@@ -1,4 +1,4 @@
-"""Fashion-MNIST (Xiao, Rasul and Vollgraf 2017, arXiv 1708.07747): all of it from a folder, or the shipped subset."""
+"""Fashion-MNIST (Xiao et al. 2017, arXiv 1708.07747), in full from a folder or the shipped subset."""
 from __future__ import annotations
 
 import gzip
@@ -25,10 +25,10 @@ IDX_FILES = {
 
 
 def load(root: Optional[str], part: str) -> Tuple[np.ndarray, np.ndarray]:
-    """Images (uint8 [n, 28, 28]) and labels (int32 [n], indices into `CLASSES`) of `part`, "train" or "test".
+    """Images (uint8 [n, 28, 28]) and labels (int32 [n], indices into `CLASSES`) of `part`: "train" or "test".
 
-    `root` is a folder with the four idx files of the original release, gzipped or not (60,000 train and 10,000
-    test images); None stands for the subset shipped with the package (12,000 and 4,000), see its README.md.
+    `root` is a folder with the four idx files of the original release, gzipped or not (60,000 train and
+    10,000 test images); None stands for the subset shipped with the package (12,000 and 4,000).
 
     Raises `UserError` if a file is missing, damaged or not Fashion-MNIST.
     """
@@ -42,7 +42,7 @@ def load(root: Optional[str], part: str) -> Tuple[np.ndarray, np.ndarray]:
         raise UserError(f"{images_file}: an array of shape {images.shape}, not images of 28 x 28 pixels")
     if labels.shape != images.shape[:1]:
         raise UserError(
-            f"{labels_file}: an array of shape {labels.shape} for the {len(images)} images of {images_file.name}")
+            f"{labels_file}: an array of shape {labels.shape} for {len(images)} images in {images_file.name}")
     if labels.size and labels.max() >= len(CLASSES):
         raise UserError(f"{labels_file}: label {labels.max()} is not in 0 to {len(CLASSES) - 1}")
     if root is None:
@@ -52,14 +52,14 @@ def load(root: Optional[str], part: str) -> Tuple[np.ndarray, np.ndarray]:
 
 
 def _idx_files(root: Path) -> Dict[str, Path]:
-    """Path by name of the four files in `root`; all four are needed, so that a run fails at its start if at all."""
+    """Path by name of the four files in `root`; all are needed, so that a run fails at its start."""
     names = [name for pair in IDX_FILES.values() for name in pair]
     candidates = [root / f"{name}{suffix}" for name in names for suffix in ("", ".gz")]
     found = {file.name.replace(".gz", ""): file for file in candidates if file.is_file()}
     missing = [name for name in names if name not in found]
     if missing:
         raise UserError(
-            f"data.root: {root} lacks {', '.join(f'{name}.gz' for name in missing)} (the uncompressed files will do); "
+            f"data.root: {root} lacks {', '.join(f'{name}.gz' for name in missing)} (or uncompressed); "
             "get them from https://github.com/zalandoresearch/fashion-mnist or the Debian package "
             "dataset-fashion-mnist, or leave data.root out to use the subset shipped with the package")
     return found
@@ -68,7 +68,7 @@ def _idx_files(root: Path) -> Dict[str, Path]:
 def _read_idx(file: Path) -> np.ndarray:
     """The uint8 array in an idx file.
 
-    Layout: the bytes 0, 0, 8 (for uint8), the number of dimensions, each size as a big-endian uint32, the data.
+    Layout: the bytes 0, 0, 8 (uint8), the number of dimensions, each size as a big-endian uint32, the data.
     """
     opener = {".gz": gzip.open, ".xz": lzma.open}.get(file.suffix, open)
     try:
