@@ -60,6 +60,9 @@ class DataConfig(Group):
         0.0, ge=0, lt=1, description="Share of the training images evaluated in place of the test images."
     )
     workers: int = Field(1, ge=1, le=INT32_MAX, description="Loader's parallel workers.")
+    limit: Optional[int] = Field(
+        None, ge=1, le=INT32_MAX, description="Use only the first so many training and test images; null: all."
+    )
     augment: str = Field(
         "auto", min_length=1, description="Augmentation, such as none or crop_flip; auto: the dataset's."
     )

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Callable, Sequence
 
 import numpy as np
@@ -26,6 +26,10 @@ class ImageSet:
     def subset(self, indices):
         """The images at `indices`, in that order."""
         return ImageSet(lambda i: self.image(int(indices[i])), self.labels[indices])
+
+    def first(self, count):
+        """The first `count` images, or all if there are fewer."""
+        return self.subset(np.arange(min(count, len(self))))
 
 
 @dataclass(frozen=True)
@@ -55,13 +59,15 @@ def load_dataset(config, seed):
         hint = f"; did you mean {close[0]}?" if close else ""
         raise UserError(f"data.name: {config.name!r} is not one of {', '.join(DATASETS)}{hint}")
     dataset = DATASETS[config.name](config)
+    if config.limit is not None:
+        dataset = replace(dataset, train=dataset.train.first(config.limit), test=dataset.test.first(config.limit))
     if config.validation > 0:
         order = np.random.default_rng(seed).permutation(len(dataset.train))
         held_out = round(config.validation * len(order))
         if not 0 < held_out < len(order):
             raise UserError(f"data.validation: {config.validation} of {len(order)} images leaves one part empty")
-        dataset = ImageDataset(**{**vars(dataset), "train": dataset.train.subset(np.sort(order[held_out:])),
-                                  "test": dataset.train.subset(np.sort(order[:held_out]))})
+        dataset = replace(dataset, train=dataset.train.subset(np.sort(order[held_out:])),
+                          test=dataset.train.subset(np.sort(order[:held_out])))
     return dataset
 
 

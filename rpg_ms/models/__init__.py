@@ -11,7 +11,7 @@ from rpg_ms.models.resnet_cifar import CifarResNet
 
 MODELS = {
     "resnet_small": partial(CifarResNet, 20, stem_stride=2),
-    **{f"cifar_resnet{depth}": partial(CifarResNet, depth) for depth in (20, 32, 44, 56, 110)},
+    **{f"cifar_resnet{depth}": partial(CifarResNet, depth) for depth in (8, 20, 32, 44, 56, 110)},
 }
 
 

@@ -1,0 +1,169 @@
+"""A real tiny run through the three doors, and everything a user can get wrong."""
+import json
+import os
+import stat
+
+import mindspore as ms
+import numpy as np
+import pytest
+from ruamel.yaml import YAML
+
+from doors import TINY, door, last_json, refused
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run: `folder` with tiny.yaml and the run in `out`."""
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "tiny.yaml").write_text(TINY)
+    result = door("train.py", "--config", "tiny.yaml", "--output_dir", "out", "--seed", 3, cwd=folder)
+    assert last_json(result) == json.loads((folder / "out/summary.json").read_text())
+    assert "Traceback" not in result.stderr
+    return folder
+
+
+def test_run_folder(run):
+    summary = json.loads((run / "out/summary.json").read_text())
+    lines = [json.loads(line) for line in (run / "out/metrics.jsonl").read_text().splitlines()]
+    steps = 2 * (512 // 64)
+    assert summary["steps"] == steps and summary["seconds"] > 0
+    assert summary["nonzero"] == round(0.1 * summary["prunable"])
+    assert summary["density"] == summary["nonzero"] / summary["prunable"]
+    assert 10 < summary["top1"] <= 100  # better than chance after 16 steps
+    events = {event: [line for line in lines if line["event"] == event] for event in
+              ("train", "topology", "evaluation")}
+    assert [line["step"] for line in events["train"]] == [4, 8, 12, 16]
+    assert [line["step"] for line in events["topology"]] == [2, 4, 6, 8, 10, 12]
+    assert [line["step"] for line in events["evaluation"]] == [8, 16]
+    densities = [line["density"] for line in events["topology"]]
+    assert densities == sorted(densities, reverse=True)
+    for line in events["topology"]:
+        assert sum(line["layer_nonzero"]) == line["nonzero"] and -1 <= line["rank_loss"] < 0
+    assert events["topology"][-1]["nonzero"] == summary["nonzero"]
+    assert events["evaluation"][-1]["top1"] == summary["top1"]
+    config = YAML(typ="safe").load(run / "out/config.yaml")
+    assert config["seed"] == 3 and config["output_dir"] == "out" and config["pruning"]["schedule"] == "exponential"
+
+
+def test_checkpoint_holds_weights_masks_optimizer_and_step(run):
+    values = ms.load_checkpoint(str(run / "out/last.ckpt"))
+    masks = [name for name in values if name.endswith(".weight_mask") and ":" not in name]
+    assert len(masks) == 8
+    for name in masks:
+        mask, weight = values[name].asnumpy(), values[name[:-5]].asnumpy()
+        moment = values["optimizer:moments." + name[:-5]].asnumpy()
+        assert not weight[~mask].any() and not moment[~mask].any() and moment.any()
+    assert values["optimizer:global_step"].asnumpy().tolist() == [16]
+    assert json.loads(values["rpg_state"])["step"] == 16
+
+
+def test_eval_repeats_the_figure_to_the_digit(run):
+    summary = json.loads((run / "out/summary.json").read_text())
+    for config in ("tiny.yaml", "out/config.yaml"):
+        figures = last_json(door("eval.py", "--config", config, "--checkpoint_path", "out/last.ckpt", cwd=run))
+        assert figures == summary
+
+
+@pytest.mark.parametrize("options", [[], ["--dynamic_batch"], ["--batch_size", 8]], ids=["fixed", "dynamic", "8"])
+def test_export_mindir(run, options):
+    result = door("export.py", "--config", "tiny.yaml", "--checkpoint_path", "out/last.ckpt", "--file_format", "MINDIR",
+                  "--file_name", "exported/net", *options, cwd=run)
+    report = last_json(result)
+    summary = json.loads((run / "out/summary.json").read_text())
+    assert report["max_abs_difference"] <= 1e-5 and report["density"] == summary["density"]
+    assert os.listdir(run / "exported") == ["net.mindir"]
+    assert stat.S_IMODE((run / "exported").stat().st_mode) & 0o055, "closed for other users"
+    from mindspore import nn
+    net = nn.GraphCell(ms.load(str(run / "exported/net.mindir")))
+    batch = options[1] if "--batch_size" in options else 1
+    assert net(ms.Tensor(np.zeros((batch, 1, 28, 28), np.float32))).shape == (batch, 10)
+    if options == ["--dynamic_batch"]:
+        assert net(ms.Tensor(np.zeros((5, 1, 28, 28), np.float32))).shape == (5, 10)
+    weights = {p.name: p.asnumpy() for p in net.get_parameters()}
+    values = ms.load_checkpoint(str(run / "out/last.ckpt"))
+    for name in values:
+        if name.endswith(".weight_mask"):
+            assert np.array_equal(weights[name[:-5]], values[name[:-5]].asnumpy())
+
+
+def test_export_refuses_a_file_that_disagrees(run, monkeypatch):
+    """A MINDIR whose weights are not the network's must not be reported as a success, nor left behind."""
+    from rpg_ms.cells import sparsify
+    from rpg_ms.deploy import export as module
+    from rpg_ms.errors import UserError
+    from rpg_ms.models import create_model
+    network = create_model("cifar_resnet8", 10, 1)
+    found = sparsify(network)
+    images = np.random.default_rng(0).standard_normal((4, 1, 28, 28)).astype(np.float32)
+    honest = ms.export
+
+    def tampering(net, *args, **kwargs):
+        weight = net.linear.weight
+        before = weight.asnumpy().copy()
+        weight.set_data(ms.Tensor(before * np.float32(1.001)))
+        honest(net, *args, **kwargs)
+        weight.set_data(ms.Tensor(before))
+    monkeypatch.setattr(ms, "export", tampering)
+    with pytest.raises(UserError, match="logits differ|not the checkpoint's"):
+        module.export(network, found, images, "MINDIR", str(run / "bad/net"))
+    assert not (run / "bad/net.mindir").exists()
+
+
+def test_air_is_for_ascend(run):
+    refused(door("export.py", "--config", "tiny.yaml", "--checkpoint_path", "out/last.ckpt", "--file_format", "AIR",
+                 "--file_name", "net", cwd=run), "AIR", "Ascend")
+
+
+def test_second_run_in_the_same_folder_loses_nothing(run):
+    before = {file.name: file.read_bytes() for file in (run / "out").iterdir() if file.is_file()}
+    refused(door("train.py", "--config", "tiny.yaml", "--output_dir", "out", cwd=run), "output_dir: out", "--overwrite")
+    assert {file.name: file.read_bytes() for file in (run / "out").iterdir() if file.is_file()} == before
+
+
+@pytest.mark.parametrize("damage, words", [
+    ("missing", ["no such checkpoint"]), ("folder", ["a directory"]), ("empty", ["truncated"]),
+    ("truncated", ["truncated"]), ("flipped", ["checksum is wrong"]), ("text", ["not a checkpoint"]),
+    ("foreign", ["not one of a training run"])])
+def test_bad_checkpoints(run, tmp_path, damage, words):
+    path = tmp_path / "bad.ckpt"
+    whole = (run / "out/last.ckpt").read_bytes()
+    if damage == "folder":
+        path.mkdir()
+    elif damage == "foreign":
+        ms.save_checkpoint([{"name": "x", "data": ms.Tensor(1.0)}], str(path), crc_check=True)
+    elif damage != "missing":
+        flipped = bytearray(whole)
+        flipped[len(whole) // 2] ^= 1
+        path.write_bytes({"empty": b"", "truncated": whole[:-1000], "flipped": bytes(flipped), "text": b"hello"}[damage])
+    refused(door("eval.py", "--config", "tiny.yaml", "--checkpoint_path", path, cwd=run), "bad.ckpt", *words)
+
+
+def test_checkpoint_of_another_network(run):
+    result = door("eval.py", "--config", "tiny.yaml", "--set", "model.name=cifar_resnet20", "--checkpoint_path",
+                  "out/last.ckpt", cwd=run)
+    refused(result, "another network", "cifar_resnet8", "cifar_resnet20")
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["--config", "nowhere.yaml"], ["nowhere.yaml"]),
+    (["--config", "tiny.yaml", "--set", "pruning.density=1.5"], ["pruning.density", "1.5", "(0, 1]"]),
+    (["--config", "tiny.yaml", "--set", "pruning.densty=0.5"], ["pruning.densty", "density"]),
+    (["--config", "tiny.yaml", "--set", "model.name=resnet5O"], ["model.name", "resnet50"]),
+    (["--config", "tiny.yaml", "--set", "data.name=fashion"], ["data.name", "fashion_mnist"]),
+    (["--config", "tiny.yaml", "--set", "data.root=nowhere"], ["nowhere"]),
+    (["--config", "tiny.yaml", "--set", "pruning.update_every=50"], ["pruning.update_every", "50", "cannot|no update"]),
+    (["--config", "tiny.yaml", "--set", "pruning.density=0.00001"], ["pruning.density"]),
+    (["--config", "tiny.yaml", "--set", "train.batch_size=4096"], ["train.batch_size"]),
+    (["--config", "tiny.yaml", "--set", "pruning.exclude=[nolayer]"], ["pruning.exclude", "nolayer"]),
+    (["--config", "tiny.yaml", "--device_target", "Ascend"], ["device_target", "Ascend", "CPU"]),
+    (["--config", "tiny.yaml", "--output_dir", "/proc/nowhere"], ["/proc/nowhere"]),
+    (["--config", "tiny.yaml", "--output_dir", "tiny.yaml"], ["tiny.yaml"]),
+    (["--config", "tiny.yaml", "--seed", "many"], ["--seed"]),
+    (["--frobnicate"], ["--frobnicate"]),
+], ids=lambda value: value[-1].split("=")[0].strip("-") if value and value[0].startswith("--") else "")
+def test_mistakes_in_training(run, arguments, words):
+    result = door("train.py", *arguments, cwd=run)
+    if "cannot|no update" in words:
+        words = [word for word in words if "|" not in word] + ["no update can reach"]
+    refused(result, *words)
+    assert "mindspore" not in result.stdout.lower()
