@@ -19,7 +19,8 @@ class BasicBlock(nn.Cell):
         self.bn1 = nn.BatchNorm2d(channels_out)
         self.conv2 = _conv3x3(channels_out, channels_out)
         self.bn2 = nn.BatchNorm2d(channels_out)
-        self.stride = stride
+        # Subsampling as a pooling over single pixels: a strided slice has no working gradient in PyNative mode on CPU.
+        self.subsample = nn.MaxPool2d(1, stride) if stride > 1 else None
         before = (channels_out - channels_in) // 2
         after = channels_out - channels_in - before
         self.pad = ops.Pad(((0, 0), (before, after), (0, 0), (0, 0))) if channels_out > channels_in else None
@@ -27,8 +28,8 @@ class BasicBlock(nn.Cell):
     def construct(self, x):
         out = ops.relu(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
-        if self.stride > 1:
-            x = x[:, :, ::self.stride, ::self.stride]
+        if self.subsample is not None:
+            x = self.subsample(x)
         if self.pad is not None:
             x = self.pad(x)
         return ops.relu(out + x)
