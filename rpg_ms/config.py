@@ -71,6 +71,16 @@ class DataConfig(Group):
 class TrainConfig(Group):
     epochs: int = Field(300, ge=1, le=INT32_MAX, description="Length of training, epochs.")
     batch_size: int = Field(128, ge=1, le=INT32_MAX, description="Training batch on each device, images.")
+    micro_batches: int = Field(
+        1, ge=1, le=INT32_MAX, description="Pieces a device's batch is computed in, one after the other; divides it."
+    )
+    amp_level: Literal["O0", "O1", "O2", "O3"] = Field(
+        "O0", description="MindSpore's mixed precision (float16) with dynamic loss scaling; O0: float32."
+    )
+    clip_norm: Optional[float] = Field(None, gt=0, description="Largest global norm of the gradient; null: any.")
+    ema_decay: Optional[float] = Field(
+        None, gt=0, lt=1, description="Decay per step of a moving average of the weights; null: no average."
+    )
     label_smoothing: float = Field(
         0.0, ge=0, lt=1, description="Share of the target spread over all classes, fraction."
     )
@@ -131,6 +141,9 @@ class PruningConfig(Group):
         0, ge=0, le=INT32_MAX, description="Topology updates before pruning starts, updates."
     )
     min_per_layer: int = Field(1, ge=0, le=INT32_MAX, description="Fewest weights left in a layer.")
+    grad_accumulation: int = Field(
+        1, ge=1, le=INT32_MAX, description="Steps whose dense gradients are averaged for regrowth; at most update_every."
+    )
     exclude: Tuple[Annotated[str, Field(min_length=1)], ...] = Field(
         (), strict=False, description="Name patterns of layers that stay dense."
     )
@@ -142,6 +155,12 @@ class PruningConfig(Group):
                 "rule",
                 "{prune_until} is greater than pruning.freeze_after, {freeze_after}",
                 {"prune_until": self.prune_until, "freeze_after": self.freeze_after},
+            )
+        if self.grad_accumulation > self.update_every:
+            raise PydanticCustomError(
+                "rule",
+                "{grad_accumulation} is greater than pruning.update_every, {update_every}",
+                {"grad_accumulation": self.grad_accumulation, "update_every": self.update_every},
             )
         return self
 
@@ -162,8 +181,9 @@ class RankConfig(Group):
 
 class CheckpointConfig(Group):
     every_steps: int = Field(
-        0, ge=0, le=INT32_MAX, description="Interval between checkpoints, steps; 0: at each epoch's end only."
+        0, ge=0, le=INT32_MAX, description="Interval between checkpoints besides those at each epoch's end, steps; 0: none."
     )
+    keep: int = Field(2, ge=1, le=INT32_MAX, description="How many of the newest checkpoints are kept.")
 
 
 class Config(Group):

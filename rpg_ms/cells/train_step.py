@@ -5,11 +5,12 @@ only place that knows both.
 """
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import mindspore as ms
 import numpy as np
-from mindspore import nn, ops
+from mindspore import amp, nn, ops
 
 from rpg_ms.cells.masked import masked_gradient, set_topology
 from rpg_ms.pruning.allocation import ALLOCATIONS
@@ -30,44 +31,65 @@ class TopologyRecord:
     rank_loss: float = 0.0
 
 
-class ObjectiveGradients(nn.Cell):
-    """One forward and backward pass: the objective `L = L_task + lambda * L_rank` and its dense gradient.
+class TaskGradients(nn.Cell):
+    """One forward and backward pass: the task loss and its dense gradient.
 
     Weights are zero where their masks are and masks are not part of the graph, so the gradient at a masked
-    position is the true derivative of `L` there.
+    position is the true derivative there.
 
     Args:
         network_with_loss: a Cell from the batch to a scalar task loss.
         parameters: the trainable Parameters to differentiate by.
-        rank_loss: `rpg_ms.rank.RankLoss`, or None for the task loss alone.
-        rank_weight: lambda.
-        rank_weights: the Parameters in the rank term.
+        scaler: a `mindspore.amp` loss scaler, or None; what comes out is unscaled.
+        share: factor on the gradient, for a piece of a batch.
 
     Outputs:
-        `(task_loss, rank_loss, ranks, gradients)`; `rank_loss` and `ranks` are zeros without a rank term.
+        `(loss, gradients, finite)`; `finite` is a bool scalar, always True without a scaler.
     """
 
-    def __init__(self, network_with_loss, parameters, rank_loss=None, rank_weight=0.0, rank_weights=()):
+    def __init__(self, network_with_loss, parameters, scaler=None, share=1.0):
         super().__init__(auto_prefix=False)
         self.network = network_with_loss
-        self.rank_loss = rank_loss
-        self.rank_weight = rank_weight
-        self.rank_weights = ms.ParameterTuple(rank_weights)
-        self.no_rank = (ms.Tensor(0.0, ms.float32), ms.Tensor(np.zeros(1, np.int32)))
-        self.value_and_grad = ops.value_and_grad(self.objective, None, parameters, has_aux=True)
+        self.scaler = scaler
+        self.share = share
+        self.finite = ms.Tensor(True)
+        self.value_and_grad = ops.value_and_grad(self.scaled_loss, None, parameters, has_aux=True)
 
-    def objective(self, *inputs):
-        """`(L, L_task, L_rank, k)`."""
-        task_loss = self.network(*inputs)
-        if self.rank_loss is None:
-            rank_loss, ranks = self.no_rank
-            return task_loss, task_loss, rank_loss, ranks
-        rank_loss, ranks = self.rank_loss.loss_and_ranks(self.rank_weights)
-        return task_loss + self.rank_weight * rank_loss, task_loss, rank_loss, ranks
+    def scaled_loss(self, *inputs):
+        """`(what is differentiated, loss)`."""
+        loss = self.network(*inputs)
+        scaled = loss
+        if self.share != 1:
+            scaled = loss * self.share
+        if self.scaler is not None:
+            scaled = self.scaler.scale(scaled)
+        return scaled, loss
 
     def construct(self, *inputs):
-        (_, task_loss, rank_loss, ranks), gradients = self.value_and_grad(*inputs)
-        return task_loss, rank_loss, ranks, gradients
+        (_, loss), gradients = self.value_and_grad(*inputs)
+        if self.scaler is None:
+            return loss, gradients, self.finite
+        return loss, self.scaler.unscale(gradients), amp.all_finite(gradients)
+
+
+class RankGradients(nn.Cell):
+    """The rank term and its gradient, times lambda: `(rank_loss, ranks, gradients)`; float32 at any precision."""
+
+    def __init__(self, rank_loss, rank_weight, weights):
+        super().__init__(auto_prefix=False)
+        self.rank_loss = rank_loss
+        self.rank_weight = rank_weight
+        self.weights = ms.ParameterTuple(weights)
+        self.value_and_grad = ops.value_and_grad(self.weighted, None, self.weights, has_aux=True)
+
+    def weighted(self):
+        """`(lambda * L_rank, L_rank, k)`."""
+        loss, ranks = self.rank_loss.loss_and_ranks(self.weights)
+        return self.rank_weight * loss, loss, ranks
+
+    def construct(self):
+        (_, loss, ranks), gradients = self.value_and_grad()
+        return loss, ranks, gradients
 
 
 class ApplyGradients(nn.Cell):
@@ -75,48 +97,125 @@ class ApplyGradients(nn.Cell):
 
     A weight that is zero, has no gradient and no optimizer state stays exactly zero under every optimizer offered
     here, weight decay included: nothing needs to be masked after the step.
+
+    Args:
+        optimizer: a `mindspore.nn.Optimizer`.
+        layers: the MaskedLayers.
+        clip_norm: largest global norm of the masked gradient, or None.
+        scaler: a loss scaler to adjust, or None. With it, a step whose gradient is not finite is left out; the
+            learning-rate schedule goes on.
+        average: a WeightAverage to update, or None.
     """
 
-    def __init__(self, optimizer, layers):
+    def __init__(self, optimizer, layers, clip_norm=None, scaler=None, average=None):
         super().__init__(auto_prefix=False)
         self.optimizer = optimizer
+        self.clip_norm = clip_norm
+        self.scaler = scaler
+        self.average = average
         index = {id(layer.weight): i for i, layer in enumerate(layers)}
         self.masks = ms.ParameterTuple([layer.mask for layer in layers])
         self.mask_of = tuple(index.get(id(parameter), -1) for parameter in optimizer.parameters)
 
-    def construct(self, gradients):
+    def construct(self, gradients, finite):
         masked = ()
         for gradient, i in zip(gradients, self.mask_of):
             if i >= 0:
                 gradient = masked_gradient(self.masks[i], gradient)
             masked += (gradient,)
-        return self.optimizer(masked)
+        if self.clip_norm is not None:
+            masked = ops.clip_by_global_norm(masked, self.clip_norm)
+        if self.scaler is None:
+            self.optimizer(masked)
+        else:
+            self.scaler.adjust(finite)
+            if finite:
+                self.optimizer(masked)
+            else:
+                ops.assign_add(self.optimizer.global_step, 1)
+        if self.average is not None:
+            self.average()
+        return finite
 
 
 class PlainStep(nn.Cell):
     """A training step between topology updates, as one graph: gradients, then optimizer."""
 
-    def __init__(self, gradients, apply):
+    def __init__(self, task, rank, rank_of, apply):
         super().__init__(auto_prefix=False)
-        self.gradients = gradients
+        self.task = task
+        self.rank = rank
+        self.rank_of = rank_of
         self.apply_gradients = apply
 
     def construct(self, *inputs):
-        loss, _, _, gradients = self.gradients(*inputs)
-        return ops.depend(loss, self.apply_gradients(gradients))
+        loss, gradients, finite = self.task(*inputs)
+        if self.rank is not None:
+            _, _, rank_gradients = self.rank()
+            gradients = add_rank(gradients, rank_gradients, self.rank_of)
+        return ops.depend(loss, self.apply_gradients(gradients, finite))
 
 
-class MaskOptimizerState(nn.Cell):
-    """Zeroes momentum, moments and any other per-weight optimizer state where the mask is 0."""
+class AddGradients(nn.Cell):
+    """The sums of two tuples of gradients."""
 
-    def __init__(self, optimizer, layers):
+    def construct(self, left, right):
+        total = ()
+        for a, b in zip(left, right):
+            total += (a + b,)
+        return total
+
+
+class WeightAverage(nn.Cell):
+    """An exponential moving average of a network's weights and statistics, exactly as sparse as the network.
+
+    Masked weights are zero, so their averages decay to it; at a topology update they are set to zero at once
+    (`MaskState`).
+
+    Args:
+        network: the masked network.
+        decay: share of the average that is kept each step.
+    """
+
+    def __init__(self, network, decay):
+        super().__init__(auto_prefix=False)
+        self.fresh = 1 - decay
+        self.sources = ms.ParameterTuple([p for p in network.get_parameters() if p.dtype != ms.bool_])
+        self.averages = ms.ParameterTuple([
+            ms.Parameter(ms.Tensor(p.asnumpy().copy()), name=f"average.{p.name}", requires_grad=False)
+            for p in self.sources])
+
+    def construct(self):
+        for average, source in zip(self.averages, self.sources):
+            ops.assign_add(average, (source - average) * self.fresh)
+        return True
+
+    @contextmanager
+    def in_place(self):
+        """Within the block the network's weights are the averages."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    def _swap(self):
+        for average, source in zip(self.averages, self.sources):
+            held = ms.Tensor(source.asnumpy().copy())
+            ops.assign(source, average)
+            ops.assign(average, held)
+
+
+class MaskState(nn.Cell):
+    """Zeroes momentum, moments and any other per-weight state where the weight's mask is 0."""
+
+    def __init__(self, states, parameters, layers):
         super().__init__(auto_prefix=False)
         masks = {layer.weight.name: layer.mask for layer in layers}
         pairs = []
-        for state in optimizer.get_parameters():
+        for state in states:
             # "moments.head.fc.weight" is the state of "head.fc.weight", also where there is an "fc.weight".
-            owners = [p for p in optimizer.parameters
-                      if state.name.endswith("." + p.name) and state.shape == p.shape]
+            owners = [p for p in parameters if state.name.endswith("." + p.name) and state.shape == p.shape]
             owner = max(owners, key=lambda p: len(p.name), default=None)
             if owner is not None and owner.name in masks:
                 pairs.append((state, masks[owner.name]))
@@ -124,18 +223,19 @@ class MaskOptimizerState(nn.Cell):
         self.masks = ms.ParameterTuple([mask for _, mask in pairs])
 
     def construct(self):
-        done = ()
         for state, mask in zip(self.states, self.masks):
-            done += (ops.assign(state, masked_gradient(mask, state)),)
-        return done
+            ops.assign(state, masked_gradient(mask, state))
+        return True
 
 
 class SparseTrainStep(nn.Cell):
     """Trains one step per call and redraws the masks when the calendar says so.
 
-    On an update step the dense gradient of the objective is taken and the masks are redrawn; with `alpha > 0` the
-    optimizer then rests, with `alpha = 0` (plain gradual pruning) it steps as usual, on the new masks. This is the
-    order of the released implementation of arXiv 2311.17493.
+    On an update step the dense gradient of the objective `L = L_task + lambda * L_rank` is taken and the masks are
+    redrawn; with `alpha > 0` the optimizer then rests, with `alpha = 0` (plain gradual pruning) it steps as usual, on
+    the new masks. This is the order of the released implementation of arXiv 2311.17493.
+
+    With a loss scaler, an update whose gradient is not finite is postponed to the next step that has a finite one.
 
     Args:
         network_with_loss: a Cell from the batch to a scalar task loss, its layers masked by `sparsify`.
@@ -149,6 +249,11 @@ class SparseTrainStep(nn.Cell):
         rank_weight: lambda.
         rank_every: "update" (the rank term steers regrowth only) or "step" (it also drives the weights).
         rank_dense: whether dense layers take part in the rank term besides convolutions.
+        grad_accumulation: regrowth ranks the mean of the dense gradients of so many steps, the update's the last.
+        micro_batches: pieces a batch is computed in; the gradient is their mean.
+        clip_norm: largest global norm of the masked gradient, or None.
+        scaler: a `mindspore.amp` loss scaler for mixed precision, or None.
+        average: a WeightAverage to keep, or None.
 
     Inputs:
         *inputs: one batch.
@@ -156,10 +261,14 @@ class SparseTrainStep(nn.Cell):
     Outputs:
         The task loss, a scalar Tensor. `step_number` counts steps from 1; `record` holds the TopologyRecord of the
         step just made, None if it was a plain one.
+
+    Raises:
+        FloatingPointError: at an update step without a scaler, a weight or a gradient is not finite.
     """
 
     def __init__(self, network_with_loss, optimizer, layers, calendar=None, alpha=0.0, allocation="global",
-                 min_per_layer=1, rank_loss=None, rank_weight=0.0, rank_every="update", rank_dense=False):
+                 min_per_layer=1, rank_loss=None, rank_weight=0.0, rank_every="update", rank_dense=False,
+                 grad_accumulation=1, micro_batches=1, clip_norm=None, scaler=None, average=None):
         super().__init__(auto_prefix=False)
         self.optimizer = optimizer
         self.layers = layers
@@ -167,52 +276,141 @@ class SparseTrainStep(nn.Cell):
         self.alpha = alpha
         self.allocate = ALLOCATIONS[allocation]
         self.min_per_layer = min_per_layer
+        self.grad_accumulation = grad_accumulation
+        self.micro_batches = micro_batches
+        self.scaler = scaler
+        self.average = average
         self.step_number = 0
         self.record = None
+        self.pending = False  # a due update waits for a finite gradient
+        self.window = None  # sum of the dense gradients since the window before the next update began
+        self.window_steps = 0
 
-        rank_layers = [layer for layer in layers if rank_dense or layer.kind == "conv"]
-        with_rank = rank_loss is not None and rank_weight > 0 and bool(rank_layers)
-        task = ObjectiveGradients(network_with_loss, optimizer.parameters)
-        self.objective = ObjectiveGradients(
-            network_with_loss, optimizer.parameters, rank_loss, rank_weight,
-            [layer.weight for layer in rank_layers]) if with_rank else task
-        self.apply_gradients = ApplyGradients(optimizer, layers)
-        self.plain_step = PlainStep(self.objective if rank_every == "step" else task, self.apply_gradients)
-        self.mask_state = MaskOptimizerState(optimizer, layers)
-        self.has_rank = with_rank
         index = {id(parameter): i for i, parameter in enumerate(optimizer.parameters)}
         self.gradient_of = [index[id(layer.weight)] for layer in layers]
+        rank_layers = [layer for layer in layers if rank_dense or layer.kind == "conv"]
+        self.rank, self.rank_of = None, (-1,) * len(index)
+        if rank_loss is not None and rank_weight > 0 and rank_layers:
+            self.rank = RankGradients(rank_loss, rank_weight, [layer.weight for layer in rank_layers])
+            position = {id(layer.weight): i for i, layer in enumerate(rank_layers)}
+            self.rank_of = tuple(position.get(id(parameter), -1) for parameter in optimizer.parameters)
+        self.rank_drives = self.rank is not None and rank_every == "step"
+        self.task = TaskGradients(network_with_loss, optimizer.parameters, scaler, 1 / micro_batches)
+        self.apply_gradients = ApplyGradients(optimizer, layers, clip_norm, scaler, average)
+        self.plain_step = PlainStep(self.task, self.rank if self.rank_drives else None, self.rank_of,
+                                    self.apply_gradients)
+        self.add = AddGradients()
+        states = list(optimizer.get_parameters())
+        if average is not None:
+            states += average.averages
+        self.mask_state = MaskState(states, optimizer.parameters, layers)
 
     def __call__(self, *inputs):
         step = self.step_number + 1
         self.record = None
-        if self.calendar is not None and self.calendar.is_update(step):
+        if self.pending or (self.calendar is not None and self.calendar.is_update(step)):
             loss = self._update_step(step, inputs)
+        elif self.micro_batches > 1 or self._in_window(step):
+            loss = self._open_step(step, inputs)
         else:
             loss = self.plain_step(*inputs)
         self.step_number = step
         return loss
 
+    def finish(self):
+        """Make an update that is still waiting for a finite gradient, without regrowth: the target is met."""
+        self.record = None
+        if self.pending:
+            self._redraw(self.step_number, None, 0.0, None)
+
+    def _task_gradients(self, inputs):
+        """`(loss, gradients, finite)` of a whole batch, computed in its pieces."""
+        if self.micro_batches == 1:
+            return self.task(*inputs)
+        size = inputs[0].shape[0] // self.micro_batches
+        loss, gradients, finite = None, None, None
+        for i in range(self.micro_batches):
+            piece = [tensor[i * size:(i + 1) * size] for tensor in inputs]
+            piece_loss, piece_gradients, piece_finite = self.task(*piece)
+            piece_loss = piece_loss / self.micro_batches
+            loss = piece_loss if i == 0 else loss + piece_loss
+            gradients = piece_gradients if i == 0 else self.add(gradients, piece_gradients)
+            finite = piece_finite if i == 0 else ops.logical_and(finite, piece_finite)
+        return loss, gradients, finite
+
+    def _open_step(self, step, inputs):
+        """A plain step in pieces that the host sees: for micro-batches, and to average the dense gradient."""
+        loss, gradients, finite = self._task_gradients(inputs)
+        in_window = self._in_window(step) and bool(finite.asnumpy())
+        driven = gradients
+        if self.rank is not None and (self.rank_drives or in_window):
+            _, _, rank_gradients = self.rank()
+            gradients = add_rank(gradients, rank_gradients, self.rank_of)
+            driven = gradients if self.rank_drives else driven
+        if in_window:
+            dense = [gradients[i].asnumpy() for i in self.gradient_of]
+            self.window = [a + b for a, b in zip(self.window, dense)] if self.window else [d.copy() for d in dense]
+            self.window_steps += 1
+        self.apply_gradients(driven, finite)
+        return loss
+
+    def _in_window(self, step):
+        """Whether this step's dense gradient counts for the next update."""
+        if self.grad_accumulation == 1 or self.calendar is None or self.alpha == 0:
+            return False
+        update_every = self.calendar.update_every
+        update = -(-step // update_every) * update_every
+        return self.calendar.is_update(update) and update - step < self.grad_accumulation
+
     def _update_step(self, step, inputs):
-        loss, rank_loss, ranks, gradients = self.objective(*inputs)
+        loss, gradients, finite = self._task_gradients(inputs)
+        if not finite.asnumpy():
+            self.pending = True
+            self.apply_gradients(gradients, finite)  # lowers the loss scale
+            return loss
+        rank_loss, ranks = None, None
+        if self.rank is not None:
+            rank_loss, ranks, rank_gradients = self.rank()
+            gradients = add_rank(gradients, rank_gradients, self.rank_of)
         fraction = self.calendar.drop_fraction(step, self.alpha)
-        dense = [gradients[i].asnumpy() for i in self.gradient_of] if fraction > 0 else None
+        dense = None
+        if fraction > 0:
+            dense = [gradients[i].asnumpy() for i in self.gradient_of]
+            if self.window_steps:
+                dense = [(a + b) / (self.window_steps + 1) for a, b in zip(self.window, dense)]
+        self._redraw(step, dense, fraction, (rank_loss, ranks) if self.rank is not None else None)
+        if self.alpha > 0:
+            # The optimizer rests, its learning-rate schedule does not.
+            ops.assign(self.optimizer.global_step, ms.Tensor([step], ms.int32))
+        else:
+            self.apply_gradients(gradients, finite)
+        return loss
+
+    def _redraw(self, step, dense, fraction, rank):
+        """Decide the new masks on the host and put them in place."""
         weights = [layer.weight.asnumpy() for layer in self.layers]
+        for layer, weight, gradient in zip(self.layers, weights, dense or weights):
+            if not (np.isfinite(weight).all() and np.isfinite(gradient).all()):
+                raise FloatingPointError(f"a weight or gradient of {layer.name} is not finite")
         counts = self.allocate(weights, self.calendar.density_at(step), self.min_per_layer)
         grown = 0
         for layer, (weight, mask) in zip(self.layers, update_topology(weights, dense, counts, fraction)):
             grown += int(np.count_nonzero(mask & ~layer.mask.asnumpy()))
             set_topology(layer, weight, mask)
         self.mask_state()
-        if self.alpha > 0:
-            # The optimizer rests, its learning-rate schedule does not.
-            ops.assign(self.optimizer.global_step, ms.Tensor([step], ms.int32))
-        else:
-            self.apply_gradients(gradients)
+        self.pending, self.window, self.window_steps = False, None, 0
         nonzero = int(sum(counts))
         self.record = TopologyRecord(
             step=step, density=nonzero / sum(weight.size for weight in weights), nonzero=nonzero,
             drop_fraction=fraction, grown=grown, layer_nonzero=[int(count) for count in counts],
-            ranks=ranks.asnumpy().tolist() if self.has_rank else [],
-            rank_loss=float(rank_loss.asnumpy()) if self.has_rank else 0.0)
-        return loss
+            rank_loss=float(rank[0].asnumpy()) if rank else 0.0, ranks=rank[1].asnumpy().tolist() if rank else [])
+
+
+def add_rank(gradients, rank_gradients, rank_of):
+    """The gradients plus those of the rank term, which belong to the positions `rank_of[i] >= 0`."""
+    total = ()
+    for gradient, i in zip(gradients, rank_of):
+        if i >= 0:
+            gradient = gradient + rank_gradients[i]
+        total += (gradient,)
+    return total
