@@ -10,6 +10,7 @@ def main():
     parser = OneLineParser(description=__doc__)
     add_shared_arguments(parser)
     parser.add_argument("--checkpoint_path", required=True, help="checkpoint of a training run")
+    parser.add_argument("--ema", action="store_true", help="take the moving average of the weights (train.ema_decay)")
     args = parser.parse_args()
     config = load_config(args.config, args.set, seed=args.seed, device_target=args.device_target,
                          output_dir=args.output_dir)
@@ -20,7 +21,7 @@ def main():
     device.set_up(config)
     task = Classification(config)
     network, found = build.build_network(config, task)
-    state = checkpoint.load_network(args.checkpoint_path, network, config.model.name)
+    state = checkpoint.load_network(args.checkpoint_path, network, args.ema)
     figures = task.evaluate(network)
     print(json.dumps({**figures, "density": found.density, "nonzero": found.nonzero, "prunable": found.prunable,
                       "steps": state["step"], "seconds": state["seconds"]}))

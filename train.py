@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Train and prune a network: python train.py --config config/quickstart.yaml"""
 import json
+import os
 
 from rpg_ms.config import OneLineParser, add_shared_arguments, load_config
 from rpg_ms.errors import front_door
@@ -9,10 +10,19 @@ from rpg_ms.errors import front_door
 def main():
     parser = OneLineParser(description=__doc__)
     add_shared_arguments(parser)
+    parser.add_argument("--resume", metavar="RUN_FOLDER", help="let the run in this folder go on; auto: the run in the "
+                        "output folder if there is one, else start it")
+    parser.add_argument("--allow_changes", action="store_true",
+                        help="resume with a configuration that changes the result")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier run in the output folder")
     args = parser.parse_args()
+    if args.resume and args.overwrite:
+        parser.error("--resume and --overwrite contradict each other")
+    resume_folder = None if args.resume in (None, "auto") else args.resume
     config = load_config(args.config, args.set, seed=args.seed, device_target=args.device_target,
-                         output_dir=args.output_dir)
+                         output_dir=resume_folder or args.output_dir)
+    if resume_folder is not None and not os.path.isdir(resume_folder):
+        parser.error(f"--resume: {resume_folder} is not a folder")
 
     from rpg_ms.tasks import Classification
     from rpg_ms.training import build, device
@@ -23,10 +33,13 @@ def main():
     task = Classification(config)
     network, found = build.build_network(config, task)
     step, rates = build.build_train_step(config, task, network, found.layers, target)
-    folder = RunFolder(config, args.overwrite)
-    print(f"{config.model.name} on {config.data.name}: {len(found.layers)} layers, {found.prunable} prunable weights, "
-          f"{len(rates)} steps on {target}")
-    print(json.dumps(train(config, task, network, found, step, rates, folder)))
+    folder = RunFolder(config, args.overwrite, args.resume is not None, args.allow_changes)
+    summary = folder.summary()
+    if summary is None:
+        print(f"{config.model.name} on {config.data.name}: {len(found.layers)} layers, {found.prunable} prunable "
+              f"weights, {len(rates)} steps on {target}", flush=True)
+        summary = train(config, task, network, found, step, rates, folder)
+    print(json.dumps(summary))
 
 
 if __name__ == "__main__":

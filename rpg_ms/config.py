@@ -255,6 +255,20 @@ def dump_config(config: Config) -> str:
     return stream.getvalue()
 
 
+def changed_keys(old: Config, new: Config) -> Dict[str, Tuple[Any, Any]]:
+    """`{"group.key": (old value, new value)}` of the keys in which two configurations differ."""
+    flat = [{_dotted(path): value for path, value in _leaves(config.model_dump(by_alias=True))} for config in (old, new)]
+    return {key: (flat[0][key], flat[1][key]) for key in flat[0] if flat[0][key] != flat[1][key]}
+
+
+def _leaves(values: dict, path: Path = ()) -> Iterable[Tuple[Path, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, path + (key,))
+        else:
+            yield path + (key,), value
+
+
 def _fill_from_method(config: Config) -> Config:
     """`config` with the method's own values where the user gave none."""
     row = METHODS[config.pruning.method]

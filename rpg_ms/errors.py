@@ -10,6 +10,14 @@ class UserError(Exception):
     """Something the user can put right; one line: what was given, what is allowed, where it came from."""
 
 
+class RunStopped(UserError):
+    """A run that was under way had to stop; `status` is the program's exit status, 1 unless a signal stopped it."""
+
+    def __init__(self, message, status=1):
+        super().__init__(message)
+        self.status = status
+
+
 def one_line(text: str) -> str:
     """`text` with its lines joined by '; ', so that a log or a terminal shows it as a single line."""
     return "; ".join(line.strip() for line in text.splitlines() if line.strip())
@@ -18,13 +26,13 @@ def one_line(text: str) -> str:
 def front_door(main: Callable[[], None]) -> None:
     """Run a command line's `main()`.
 
-    A `UserError` is printed as `PROG: error: LINE` on stderr and ends the program with status 2, Ctrl-C with
-    status 130; neither shows a traceback. Any other exception is a defect and keeps its traceback.
+    A `UserError` is printed as `PROG: error: LINE` on stderr and ends the program with status 2 (a
+    `RunStopped` with its own), Ctrl-C with status 130; neither shows a traceback. Any other exception is a defect and keeps its traceback.
     """
     try:
         main()
     except UserError as error:
         print(f"{os.path.basename(sys.argv[0])}: error: {one_line(str(error))}", file=sys.stderr)
-        raise SystemExit(2) from None
+        raise SystemExit(getattr(error, "status", 2)) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None

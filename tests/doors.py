@@ -8,20 +8,54 @@ from conftest import PROJECT
 
 TINY = """
 model: {name: cifar_resnet8}
-data: {name: fashion_mnist, limit: 512}
-train: {epochs: 2, batch_size: 64, log_every: 4, eval_batch_size: 128}
+data: {name: fashion_mnist, limit: 1024, augment: none}
+train: {epochs: 3, batch_size: 64, log_every: 4, eval_batch_size: 256}
 optimizer: {lr: 0.1}
 schedule: {warmup_epochs: 0.5}
-pruning: {method: rpg, density: 0.1, update_every: 2, prune_until: 0.7, freeze_after: 0.75, alpha: 0.3}
+pruning: {method: rpg, density: 0.2, update_every: 3, prune_until: 0.6, freeze_after: 0.7, alpha: 0.3}
 rank: {lambda: 0.5, delta: 0.1}
 device_target: CPU
+"""
+STEPS = 3 * (1024 // 64)
+
+# Ends the process by SIGKILL at the n-th call of a function, before or after it did its work.
+KILLER = """
+import importlib, os, runpy, signal, sys
+module, name, when, count = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
+sys.path.insert(0, os.path.dirname(sys.argv[5]))
+sys.argv = sys.argv[5:]
+import rpg_ms
+module = importlib.import_module(module)
+honest = getattr(module, name)
+calls = 0
+def deadly(*args, **kwargs):
+    global calls
+    calls += 1
+    if calls == count and when == "before":
+        os.kill(os.getpid(), signal.{signal})
+    result = honest(*args, **kwargs)
+    if calls == count and when == "after":
+        os.kill(os.getpid(), signal.{signal})
+    return result
+setattr(module, name, deadly)
+runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
 def door(name, *arguments, cwd, timeout=300, **environment):
     """Run train.py, eval.py or export.py; returns the CompletedProcess."""
-    return subprocess.run([sys.executable, str(PROJECT / name), *map(str, arguments)], cwd=cwd, timeout=timeout,
-                          env={**os.environ, **environment}, capture_output=True, text=True)
+    return _run([str(PROJECT / name), *map(str, arguments)], cwd, timeout, environment)
+
+
+def killed_door(at, name, *arguments, cwd, signal="SIGKILL", timeout=300):
+    """Run a front door that is sent a signal at a call: `at` is "module function before|after count"."""
+    return _run(["-c", KILLER.replace("{signal}", signal), *at.split(), str(PROJECT / name), *map(str, arguments)],
+                cwd, timeout, {})
+
+
+def _run(arguments, cwd, timeout, environment):
+    return subprocess.run([sys.executable, *arguments], cwd=cwd, timeout=timeout, env={**os.environ, **environment},
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
 
 
 def last_json(result):
@@ -30,9 +64,9 @@ def last_json(result):
     return json.loads(result.stdout.strip().splitlines()[-1])
 
 
-def refused(result, *words):
-    """Assert a user's mistake: status 2, one line on stderr that has all the words, no traceback."""
-    assert result.returncode == 2, result.stderr[-2000:]
+def refused(result, *words, status=2):
+    """Assert a user's mistake: its status, one line on stderr that has all the words, no traceback."""
+    assert result.returncode == status, result.stderr[-2000:]
     assert result.stderr.count("\n") == 1, result.stderr[-2000:]
     for word in words:
         assert word in result.stderr, result.stderr

@@ -1,6 +1,6 @@
 """MindSpore cells: masked layers and the train-one-step cell."""
 from rpg_ms.cells.masked import MaskedConv2d, MaskedDense, MaskedLayer, Skipped, Sparsified, sparsify
-from rpg_ms.cells.train_step import SparseTrainStep, TopologyRecord
+from rpg_ms.cells.train_step import SparseTrainStep, TopologyRecord, WeightAverage
 
 __all__ = ["MaskedConv2d", "MaskedDense", "MaskedLayer", "Skipped", "SparseTrainStep", "Sparsified",
-           "TopologyRecord", "sparsify"]
+           "TopologyRecord", "WeightAverage", "sparsify"]

@@ -21,6 +21,8 @@ class Classification:
         UserError: the dataset cannot be read, or has fewer images than a batch.
     """
 
+    metric = "top1"  # the figure by which the best checkpoint is chosen
+
     def __init__(self, config):
         self.config = config
         self.dataset = load_dataset(config.data, config.seed)

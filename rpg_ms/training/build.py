@@ -3,8 +3,9 @@ from __future__ import annotations
 
 from mindcv.optim import create_optimizer
 from mindcv.scheduler.dynamic_lr import cosine_decay_refined_lr, linear_refined_lr, multi_step_lr
+from mindspore import amp
 
-from rpg_ms.cells import SparseTrainStep, sparsify
+from rpg_ms.cells import SparseTrainStep, WeightAverage, sparsify
 from rpg_ms.errors import UserError
 from rpg_ms.models import create_model
 from rpg_ms.pruning.allocation import ALLOCATIONS
@@ -13,17 +14,23 @@ from rpg_ms.pruning.methods import METHODS
 from rpg_ms.rank import RankLoss
 
 
-def build_network(config, task):
+def build_network(config, task, mixed_precision=True):
     """The network of a configuration with its masks: `(network, Sparsified)`. Masks are all ones.
+
+    Args:
+        mixed_precision: whether it computes at `train.amp_level`; its weights are float32 either way.
 
     Raises:
         UserError: an unknown network, or exclusions that match nothing.
     """
     network = create_model(config.model.name, task.classes, task.input_shape[0])
     try:
-        return network, sparsify(network, config.pruning.exclude)
+        found = sparsify(network, config.pruning.exclude)
     except ValueError as error:
         raise UserError(f"pruning.exclude: {error}") from None
+    if mixed_precision and config.train.amp_level != "O0":
+        network = amp.auto_mixed_precision(network, config.train.amp_level)
+    return network, found
 
 
 def learning_rates(config, steps_per_epoch):
@@ -73,10 +80,18 @@ def build_train_step(config, task, network, layers, device):
                 warmup_updates=pruning.warmup_updates)
         except ValueError as error:
             raise UserError(str(error)) from None
-    rank_loss = RankLoss(rank.delta, rank_backend(rank.backend, device)) if rank.lambda_ > 0 else None
+    train = config.train
+    if train.batch_size % train.micro_batches:
+        raise UserError(f"train.micro_batches: {train.micro_batches} does not divide train.batch_size: {train.batch_size}")
     step = SparseTrainStep(
         task.with_loss(network), optimizer, layers, calendar, pruning.alpha, pruning.allocation or "global",
-        pruning.min_per_layer, rank_loss, rank.lambda_, rank.every, rank.include_dense)
+        pruning.min_per_layer,
+        rank_loss=RankLoss(rank.delta, rank_backend(rank.backend, device)) if rank.lambda_ > 0 else None,
+        rank_weight=rank.lambda_, rank_every=rank.every, rank_dense=rank.include_dense,
+        grad_accumulation=pruning.grad_accumulation, micro_batches=train.micro_batches, clip_norm=train.clip_norm,
+        # 2^16, halved on overflow and doubled after 2,000 steps without: the customary numbers.
+        scaler=None if train.amp_level == "O0" else amp.DynamicLossScaler(2 ** 16, 2, 2000),
+        average=WeightAverage(network, train.ema_decay) if train.ema_decay is not None else None)
     return step.set_train(), rates
 
 

@@ -1,23 +1,86 @@
 """Checkpoints: everything a run needs to go on, in one MindSpore file that is whole or absent.
 
 A file holds the network's parameters (weights, statistics, masks) under their own names, so MindSpore's
-`load_checkpoint` reads it into the network; the optimizer's state under `optimizer:NAME`; and `rpg_state`, a JSON
-text with the step, the training time and the network's name. It ends with MindSpore's CRC-32 of the content.
+`load_checkpoint` reads it into the network; the state of optimizer, loss scaler, weight average and gradient window
+under names with a colon; and `rpg_state`, a JSON text with the step, the training time and more. It ends with
+MindSpore's CRC-32 of the content.
 """
 from __future__ import annotations
 
 import binascii
 import json
 import os
+import shutil
 from pathlib import Path
 
 import mindspore as ms
+import numpy as np
+from mindspore import ops
 
 from rpg_ms.errors import UserError, one_line
 from rpg_ms.training.run_folder import atomic_path
 
-OPTIMIZER = "optimizer:"
 STATE = "rpg_state"
+AVERAGE = "average:"
+
+
+class Checkpoints:
+    """The checkpoints of a run's folder.
+
+    `checkpoints/step-N.ckpt` are the newest `keep`; `last.ckpt` is the newest of them and `best.ckpt` the best at
+    target density, as hard links where the file system has them.
+
+    Args:
+        folder: the run's folder.
+        keep: how many to keep.
+    """
+
+    def __init__(self, folder, keep):
+        self.folder = Path(folder)
+        self.steps = self.folder / "checkpoints"
+        self.last = self.folder / "last.ckpt"
+        self.best = self.folder / "best.ckpt"
+        self.keep = keep
+
+    def save(self, network, step_cell, state, is_best):
+        """Write the checkpoint of a step; the older ones beyond `keep` go once it is safely on disk."""
+        self.steps.mkdir(exist_ok=True)
+        path = self.steps / f"step-{state['step']:09d}.ckpt"
+        save(path, network, step_cell, state)
+        _link(path, self.last)
+        if is_best:
+            _link(path, self.best)
+        for old in self._newest_first()[self.keep:]:
+            old.unlink()
+
+    def restore(self, network, step_cell, report):
+        """Load the newest whole checkpoint and return its state, or None if there is none.
+
+        A damaged one is named to `report` and the one before it used.
+
+        Raises:
+            UserError: checkpoints are there, but all are damaged, or the newest whole one is of another network.
+        """
+        damaged = []
+        for path in self._newest_first():
+            try:
+                values = _read(path)
+            except UserError as error:
+                damaged.append(str(error))
+                report(str(error))
+                continue
+            state = _load_network(path, values, network)
+            _load_training(values, state, step_cell)
+            _link(path, self.last)
+            if state["best_step"] == state["step"]:
+                _link(path, self.best)  # the run may have ended between the two links
+            return state
+        if damaged:
+            raise UserError(f"{self.steps}: no whole checkpoint left to resume from; {damaged[0]}")
+        return None
+
+    def _newest_first(self):
+        return sorted(self.steps.glob("step-*.ckpt"), reverse=True)
 
 
 def save(path, network, step_cell, state):
@@ -26,54 +89,116 @@ def save(path, network, step_cell, state):
     Args:
         path: file to write.
         network: the masked network.
-        step_cell: the SparseTrainStep, for its optimizer's state.
+        step_cell: the SparseTrainStep around it.
         state: dict of plain values; "step", "seconds" and "model" at least.
+
+    Raises:
+        FloatingPointError: a parameter is not finite: such a checkpoint would be good for nothing.
     """
-    entries = [{"name": name, "data": parameter} for name, parameter in network.parameters_and_names()]
-    entries += [{"name": OPTIMIZER + name, "data": parameter}
-                for name, parameter in optimizer_state(step_cell.optimizer).items()]
-    entries += [{"name": OPTIMIZER + "rng_state", "data": ms.get_rng_state()}]
+    entries = {parameter.name: parameter for parameter in network.get_parameters()}
+    entries.update(_training_parameters(step_cell))
+    for name, parameter in entries.items():
+        values = parameter.asnumpy()
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            raise FloatingPointError(f"{name} is not finite")
+    entries["rng:state"] = ms.get_rng_state()
+    for i, total in enumerate(step_cell.window or ()):
+        entries[f"window:{i}"] = ms.Tensor(total)
+    state = {**state, "pending": step_cell.pending, "window_steps": step_cell.window_steps}
     with atomic_path(path) as temporary:
         # MindSpore appends ".ckpt" to other names.
         written = temporary.with_name(temporary.name + ".ckpt")
-        ms.save_checkpoint(entries, str(written), append_dict={STATE: json.dumps(state)}, crc_check=True)
-        os.chmod(written, 0o644)
-        os.replace(written, temporary)
+        try:
+            ms.save_checkpoint([{"name": name, "data": data} for name, data in entries.items()], str(written),
+                               append_dict={STATE: json.dumps(state)}, crc_check=True)
+            os.chmod(written, 0o644)
+            os.replace(written, temporary)
+        finally:
+            written.unlink(missing_ok=True)
 
 
-def optimizer_state(optimizer):
-    """The optimizer's own Parameters by name: moments and step counter, without weights and learning-rate table."""
-    weights = {id(parameter) for parameter in optimizer.parameters}
-    return {name: parameter for name, parameter in optimizer.parameters_and_names()
-            if id(parameter) not in weights and "learning_rate" not in name}
-
-
-def load_network(path, network, model_name):
+def load_network(path, network, average=False):
     """Read a checkpoint's network parameters into `network` and return the checkpoint's state.
 
+    Args:
+        path: file to read.
+        network: the masked network.
+        average: whether to take the exponential moving average of the weights in their place.
+
     Raises:
-        UserError: the file is missing, damaged, no checkpoint of this package, or of another network.
+        UserError: the file is missing, damaged, no checkpoint of this package, of another network, or without an
+            average.
     """
     values = _read(path)
+    state = _load_network(path, values, network)
+    if average:
+        averages = {name[len(AVERAGE):]: value for name, value in values.items() if name.startswith(AVERAGE)}
+        if not averages:
+            raise UserError(f"{path}: holds no average of the weights; it was trained without train.ema_decay")
+        for parameter in network.get_parameters():
+            if parameter.name in averages:
+                ops.assign(parameter, averages[parameter.name])
+    return state
+
+
+def _training_parameters(step_cell):
+    """The Parameters of a training step that are not the network's, by their names in a checkpoint."""
+    optimizer = step_cell.optimizer
+    weights = {id(parameter) for parameter in optimizer.parameters}
+    # The learning rates are the configuration's; the optimizer's own step counter says where in them it is.
+    found = {f"optimizer:{parameter.name}": parameter for parameter in optimizer.get_parameters()
+             if id(parameter) not in weights and "learning_rate" not in parameter.name}
+    if step_cell.scaler is not None:
+        found["scaler:scale_value"] = step_cell.scaler.scale_value
+        found["scaler:counter"] = step_cell.scaler.counter
+    if step_cell.average is not None:
+        for source, average in zip(step_cell.average.sources, step_cell.average.averages):
+            found[AVERAGE + source.name] = average
+    return found
+
+
+def _load_network(path, values, network):
     if not isinstance(values.get(STATE), str):
         raise UserError(f"{path}: a MindSpore checkpoint, but not one of a training run of this package")
-    state = json.loads(values.pop(STATE))
-    values = {name: value for name, value in values.items() if not name.startswith(OPTIMIZER)}
-    wanted = {name: tuple(parameter.shape) for name, parameter in network.parameters_and_names()}
-    found = {name: tuple(value.shape) for name, value in values.items()}
+    state = json.loads(values[STATE])
+    wanted = {parameter.name: tuple(parameter.shape) for parameter in network.get_parameters()}
+    found = {name: tuple(value.shape) for name, value in values.items() if ":" not in name and name != STATE}
     if wanted != found:
         differing = sorted(name for name in {*wanted, *found} if wanted.get(name) != found.get(name))
         name = differing[0]
-        raise UserError(f"{path}: a checkpoint of another network ({state.get('model')}, the configuration says "
-                        f"{model_name}): {name} is {_shape(found.get(name))} in the file and "
-                        f"{_shape(wanted.get(name))} in the network; {len(differing)} parameters differ")
-    ms.load_param_into_net(network, values, strict_load=True)
-    for name, parameter in network.parameters_and_names():
-        if name.endswith("weight_mask"):
-            weight = values[name[:-len("_mask")]].asnumpy()
-            if weight[~values[name].asnumpy()].any():
-                raise UserError(f"{path}: damaged: {name[:-len('_mask')]} is not zero where its mask is")
+        raise UserError(f"{path}: a checkpoint of another network than the configuration's ({state['model']}): {name} "
+                        f"is {_shape(found.get(name))} in the file and {_shape(wanted.get(name))} in the network; "
+                        f"{len(differing)} parameters differ")
+    for parameter in network.get_parameters():
+        if parameter.name.endswith("weight_mask"):
+            weight = values[parameter.name[:-len("_mask")]].asnumpy()
+            if weight[~values[parameter.name].asnumpy()].any():
+                raise UserError(f"{path}: damaged: {parameter.name[:-len('_mask')]} is not zero where its mask is")
+    for parameter in network.get_parameters():
+        ops.assign(parameter, values[parameter.name])
     return state
+
+
+def _load_training(values, state, step_cell):
+    for name, parameter in _training_parameters(step_cell).items():
+        ops.assign(parameter, values[name])
+    ms.set_rng_state(values["rng:state"])
+    step_cell.step_number = state["step"]
+    step_cell.pending = state["pending"]
+    step_cell.window_steps = state["window_steps"]
+    if step_cell.window_steps:
+        step_cell.window = [values[f"window:{i}"].asnumpy().copy() for i in range(len(step_cell.layers))]
+
+
+def _link(source, target):
+    """Make `target` another name of `source`, replacing what was there in one step."""
+    temporary = target.with_name(f".{target.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source, temporary)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(source, temporary)
+    os.replace(temporary, target)
 
 
 def _read(path):
@@ -81,8 +206,7 @@ def _read(path):
     if not path.is_file():
         raise UserError(f"{path}: {'a directory, not a checkpoint' if path.is_dir() else 'no such checkpoint'}")
     try:
-        with open(path, "rb") as file:
-            content = file.read()
+        content = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     if content[-17:-10] != b"crc_num":

@@ -2,16 +2,18 @@
 from __future__ import annotations
 
 import math
+import signal
 import time
+from contextlib import contextmanager
 
 from tqdm import tqdm
 
-from rpg_ms.errors import UserError
-from rpg_ms.training import checkpoint
+from rpg_ms.errors import RunStopped
+from rpg_ms.training.checkpoint import Checkpoints
 
 
 def train(config, task, network, found, step_cell, rates, folder):
-    """Train to the end and return the summary that is written to the run's folder.
+    """Train to the end, from the newest checkpoint in the folder if there is one; return the run's summary.
 
     Args:
         config: `rpg_ms.config.Config`.
@@ -23,46 +25,107 @@ def train(config, task, network, found, step_cell, rates, folder):
         folder: `RunFolder`.
 
     Raises:
-        UserError: the loss is no longer finite.
+        RunStopped: the loss, a gradient or a weight is not finite; the disk is full; or SIGTERM came, and a checkpoint
+            was written.
+        UserError: the checkpoints of a run that should go on are damaged.
     """
     total = len(rates)
-    started = time.monotonic()
-    state = {"model": config.model.name}
-    figures = {}
-    with tqdm(total=total, unit="step", disable=None) as bar:
-        for batch in task.train_batches(step_cell.step_number, total):
-            loss = step_cell(*batch)
-            step = step_cell.step_number
-            record = step_cell.record
-            if record is not None:
-                folder.log("topology", **vars(record))
-                if not math.isfinite(record.rank_loss):
-                    raise UserError(f"the rank term is not finite at step {step}")
-            if step % config.train.log_every == 0 or step == total:
-                loss = float(loss.asnumpy())
-                folder.log("train", step=step, epoch=step / task.steps_per_epoch, loss=loss, lr=rates[step - 1])
-                bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
-                if not math.isfinite(loss):
-                    raise UserError(f"the loss is {loss} at step {step}, learning rate {rates[step - 1]:g}; "
-                                    f"{_last_good(folder)}")
-            bar.update()
-            epoch, within = divmod(step, task.steps_per_epoch)
-            if within == 0 and (epoch % config.train.eval_every == 0 or step == total):
-                figures = task.evaluate(network)
-                step_cell.set_train()
-                counts = {"density": found.density, "nonzero": found.nonzero, "prunable": found.prunable}
-                folder.log("evaluation", step=step, epoch=epoch, **figures, **counts)
-                shown = "  ".join(f"{name} {value:.2f}" for name, value in figures.items())
-                tqdm.write(f"epoch {epoch}/{config.train.epochs}  density {found.density:.4f}  {shown}")
-            if step == total or (within == 0 if config.checkpoint.every_steps == 0
-                                 else step % config.checkpoint.every_steps == 0):
-                state.update(step=step, seconds=round(time.monotonic() - started, 1))
-                checkpoint.save(folder.checkpoint, network, step_cell, state)
-    summary = {**figures, "density": found.density, "nonzero": found.nonzero, "prunable": found.prunable,
-               "steps": state["step"], "seconds": state["seconds"]}
-    folder.finish(summary)
-    return summary
+    checkpoints = Checkpoints(folder.path, config.checkpoint.keep)
+    state = checkpoints.restore(network, step_cell, tqdm.write)
+    if state is None:
+        state = {"model": config.model.name, "step": 0, "seconds": 0.0, "metrics_length": 0, "figures": {},
+                 "best": None, "best_step": None}
+    folder.cut_metrics(state["metrics_length"])
+    if state["step"] > 0:
+        tqdm.write(f"going on after step {state['step']} of {total}")
+    started = time.monotonic() - state["seconds"]
+    losses = []  # since the last look at them: looking makes the host wait for the device
+
+    def check_losses():
+        for step, loss in losses:
+            loss = float(loss.asnumpy())
+            if not math.isfinite(loss):
+                raise FloatingPointError(f"the loss is {loss}", step)
+        losses.clear()
+
+    def save_checkpoint(is_best=False):
+        check_losses()
+        state.update(step=step_cell.step_number, seconds=round(time.monotonic() - started, 1),
+                     metrics_length=folder.metrics_length())
+        checkpoints.save(network, step_cell, state, is_best)
+
+    try:
+        with _sigterm() as terminated, tqdm(total=total, initial=state["step"], unit="step", disable=None) as bar:
+            for batch in task.train_batches(state["step"], total):
+                loss = step_cell(*batch)
+                step = step_cell.step_number
+                losses.append((step, loss))
+                if step == total and step_cell.record is None:
+                    step_cell.finish()
+                if step_cell.record is not None:
+                    check_losses()
+                    folder.log("topology", **vars(step_cell.record))
+                if step % config.train.log_every == 0 or step == total:
+                    check_losses()
+                    loss = float(loss.asnumpy())
+                    folder.log("train", step=step, epoch=step / task.steps_per_epoch, loss=loss, lr=rates[step - 1])
+                    bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
+                bar.update()
+                epoch, within = divmod(step, task.steps_per_epoch)
+                is_best = False
+                if within == 0 and (epoch % config.train.eval_every == 0 or step == total):
+                    state["figures"] = _evaluate(config, task, network, step_cell)
+                    folder.log("evaluation", step=step, epoch=epoch, **state["figures"], **_counts(found))
+                    shown = "  ".join(f"{name} {value:.2f}" for name, value in state["figures"].items())
+                    tqdm.write(f"epoch {epoch}/{config.train.epochs}  density {found.density:.4f}  {shown}")
+                    at_target = step_cell.calendar is None or step >= step_cell.calendar.reach_step
+                    if at_target and (state["best"] is None or state["figures"][task.metric] > state["best"]):
+                        state["best"], state["best_step"], is_best = state["figures"][task.metric], step, True
+                every = config.checkpoint.every_steps
+                if within == 0 or (every and step % every == 0):
+                    save_checkpoint(is_best)
+                if terminated and step < total:
+                    if state["step"] != step:
+                        save_checkpoint()
+                    raise RunStopped(f"stopped by SIGTERM after step {step} of {total}; {_last_good(state, checkpoints)}; "
+                                     f"--resume {folder.path} goes on", 128 + signal.SIGTERM)
+        summary = {**state["figures"], **_counts(found), "steps": state["step"], "seconds": state["seconds"]}
+        folder.finish(summary)
+        return summary
+    except FloatingPointError as error:
+        step = error.args[1] if len(error.args) > 1 else step_cell.step_number + 1
+        raise RunStopped(f"{error.args[0]} at step {step}, learning rate {rates[min(step, total) - 1]:g}; "
+                         f"{_last_good(state, checkpoints)}") from None
+    except OSError as error:
+        raise RunStopped(f"{folder.path}: cannot be written: {error.strerror}; {_last_good(state, checkpoints)}") from None
 
 
-def _last_good(folder):
-    return f"the last checkpoint is {folder.checkpoint}" if folder.checkpoint.exists() else "no checkpoint yet"
+def _evaluate(config, task, network, step_cell):
+    """The task's figures, and those of the averaged weights with "_ema" to their names."""
+    figures = task.evaluate(network)
+    if step_cell.average is not None:
+        with step_cell.average.in_place():
+            figures.update({f"{name}_ema": value for name, value in task.evaluate(network).items()})
+    step_cell.set_train()
+    return figures
+
+
+def _counts(found):
+    return {"density": found.density, "nonzero": found.nonzero, "prunable": found.prunable}
+
+
+def _last_good(state, checkpoints):
+    if not checkpoints.last.exists():
+        return "there is no checkpoint yet"
+    return f"the last good checkpoint is {checkpoints.last}, of step {state['step']}"
+
+
+@contextmanager
+def _sigterm():
+    """Within the block SIGTERM does not end the process: it fills the list that the block is given."""
+    received = []
+    before = signal.signal(signal.SIGTERM, lambda *_: received.append(True))
+    try:
+        yield received
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,13 +1,17 @@
-"""A run's folder: `config.yaml`, `metrics.jsonl`, `last.ckpt` and, when finished, `summary.json`."""
+"""A run's folder: `config.yaml`, `metrics.jsonl`, checkpoints and, when finished, `summary.json`."""
 from __future__ import annotations
 
 import json
 import os
+import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
-from rpg_ms.config import dump_config
+from rpg_ms.config import changed_keys, dump_config, load_config
 from rpg_ms.errors import UserError
+
+# Keys that do not change what a run computes; all others stand fast when it is resumed.
+FREE_ON_RESUME = ("checkpoint.every_steps", "checkpoint.keep", "data.root", "data.workers", "output_dir")
 
 
 @contextmanager
@@ -35,32 +39,59 @@ class RunFolder:
     Args:
         config: the resolved configuration; `config.output_dir` is the folder, made if it is missing.
         overwrite: whether an earlier run in the folder may be replaced.
+        resume: whether an earlier run in the folder goes on.
+        allow_changes: whether a resumed run may go on with a configuration that changes its result.
 
     Raises:
-        UserError: the folder cannot be written, or holds an earlier run.
+        UserError: the folder cannot be written, holds an earlier run that is neither to be replaced nor to go on, or
+            one that began with another configuration.
     """
 
-    def __init__(self, config, overwrite=False):
+    def __init__(self, config, overwrite=False, resume=False, allow_changes=False):
         self.path = Path(config.output_dir)
-        self.checkpoint = self.path / "last.ckpt"
-        metrics = self.path / "metrics.jsonl"
+        self.metrics_path = self.path / "metrics.jsonl"
+        self.summary_path = self.path / "summary.json"
+        config_path = self.path / "config.yaml"
+        earlier = [path for path in (self.summary_path, self.path / "checkpoints", self.path / "last.ckpt",
+                                     self.path / "best.ckpt", self.metrics_path) if path.exists()]
+        if earlier and not (overwrite or resume):
+            raise UserError(f"output_dir: {self.path} already holds a run ({', '.join(path.name for path in earlier)}); "
+                            "choose another folder, let it go on with --resume auto, or replace it with --overwrite")
+        if resume and config_path.exists():
+            changes = {key: values for key, values in changed_keys(load_config(config_path), config).items()
+                       if key not in FREE_ON_RESUME}
+            if changes and not allow_changes:
+                shown = ", ".join(f"{key} (was {old}, now {new})" for key, (old, new) in changes.items())
+                raise UserError(f"{config_path}: the run began with another configuration: {shown}; "
+                                "--allow_changes goes on all the same")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            earlier = [file.name for file in (self.path / "summary.json", self.checkpoint, metrics) if file.exists()]
-            if earlier and not overwrite:
-                raise UserError(f"output_dir: {self.path} already holds a run ({', '.join(earlier)}); choose another "
-                                "folder, or replace it with --overwrite")
-            for name in earlier:
-                (self.path / name).unlink()
+            if not resume:
+                for path in earlier:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
             self._write_text("config.yaml", dump_config(config))
-            self._metrics = open(metrics, "a", encoding="utf-8")
+            self._metrics = open(self.metrics_path, "ab")
         except OSError as error:
             raise UserError(f"output_dir: {self.path} cannot be written: {error.strerror}") from None
 
+    def summary(self):
+        """The summary of a finished run, or None."""
+        return json.loads(self.summary_path.read_text(encoding="utf-8")) if self.summary_path.exists() else None
+
     def log(self, event, **figures):
         """Append one line to metrics.jsonl."""
-        self._metrics.write(json.dumps({"event": event, **figures}) + "\n")
+        self._metrics.write((json.dumps({"event": event, **figures}) + "\n").encode())
         self._metrics.flush()
+
+    def metrics_length(self):
+        """Bytes of metrics.jsonl, all of them on disk."""
+        os.fsync(self._metrics.fileno())
+        return self._metrics.tell()
+
+    def cut_metrics(self, length):
+        """Drop the lines that were logged after a checkpoint."""
+        self._metrics.truncate(length)
+        self._metrics.seek(length)
 
     def finish(self, summary):
         """Write summary.json: the run is complete."""
