@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import binascii
 import json
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -106,15 +107,12 @@ def save(path, network, step_cell, state):
         entries[f"window:{i}"] = ms.Tensor(total)
     state = {**state, "pending": step_cell.pending, "window_steps": step_cell.window_steps}
     with atomic_path(path) as temporary:
-        # MindSpore appends ".ckpt" to other names.
-        written = temporary.with_name(temporary.name + ".ckpt")
+        logging.disable(logging.CRITICAL)  # MindSpore logs what it raises as well
         try:
-            ms.save_checkpoint([{"name": name, "data": data} for name, data in entries.items()], str(written),
+            ms.save_checkpoint([{"name": name, "data": data} for name, data in entries.items()], str(temporary),
                                append_dict={STATE: json.dumps(state)}, crc_check=True)
-            os.chmod(written, 0o644)
-            os.replace(written, temporary)
         finally:
-            written.unlink(missing_ok=True)
+            logging.disable(logging.NOTSET)
 
 
 def load_network(path, network, average=False):
@@ -192,13 +190,11 @@ def _load_training(values, state, step_cell):
 
 def _link(source, target):
     """Make `target` another name of `source`, replacing what was there in one step."""
-    temporary = target.with_name(f".{target.name}.tmp")
-    temporary.unlink(missing_ok=True)
-    try:
-        os.link(source, temporary)
-    except OSError:  # a file system without hard links
-        shutil.copyfile(source, temporary)
-    os.replace(temporary, target)
+    with atomic_path(target) as temporary:
+        try:
+            os.link(source, temporary)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(source, temporary)
 
 
 def _read(path):

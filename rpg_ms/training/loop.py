@@ -50,9 +50,13 @@ def train(config, task, network, found, step_cell, rates, folder):
 
     def save_checkpoint(is_best=False):
         check_losses()
-        state.update(step=step_cell.step_number, seconds=round(time.monotonic() - started, 1),
-                     metrics_length=folder.metrics_length())
-        checkpoints.save(network, step_cell, state, is_best)
+        now = {"step": step_cell.step_number, "seconds": round(time.monotonic() - started, 1),
+               "metrics_length": folder.metrics_length()}
+        try:
+            checkpoints.save(network, step_cell, {**state, **now}, is_best)
+        except FloatingPointError as error:
+            raise FloatingPointError(error.args[0], now["step"]) from None
+        state.update(now)
 
     try:
         with _sigterm() as terminated, tqdm(total=total, initial=state["step"], unit="step", disable=None) as bar:

@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,24 +14,25 @@ from rpg_ms.errors import UserError
 # Keys that do not change what a run computes; all others stand fast when it is resumed.
 FREE_ON_RESUME = ("checkpoint.every_steps", "checkpoint.keep", "data.root", "data.workers", "output_dir")
 
+UNFINISHED = ".unfinished-"  # how the folders begin in which files are written before they get their names
+
 
 @contextmanager
 def atomic_path(path):
-    """A temporary path beside `path` to write to; renamed to it, safely on disk, when the block ends without error."""
+    """A path to write to; what was written becomes `path`, safely on disk, when the block ends without error."""
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
+    with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=path.parent) as folder:
+        temporary = Path(folder) / path.name
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
+        parent = os.open(path.parent, os.O_RDONLY)
         try:
-            os.fsync(folder)  # so that the rename itself survives a power cut
+            os.fsync(parent)  # so that the rename itself survives a power cut
         finally:
-            os.close(folder)
-    finally:
-        temporary.unlink(missing_ok=True)
+            os.close(parent)
 
 
 class RunFolder:
@@ -69,6 +71,8 @@ class RunFolder:
             if not resume:
                 for path in earlier:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
+            for left_behind in self.path.rglob(f"{UNFINISHED}*"):  # by a run that was killed
+                shutil.rmtree(left_behind)
             self._write_text("config.yaml", dump_config(config))
             self._metrics = open(self.metrics_path, "ab")
         except OSError as error:

@@ -1,0 +1,59 @@
+"""What goes wrong under way is one clear line, and nothing that was there is lost."""
+import json
+import os
+import subprocess
+import sys
+
+import mindspore as ms
+
+from conftest import PROJECT
+from doors import TINY, door, last_json, refused
+
+
+def test_loss_that_is_not_finite_names_step_rate_and_last_good_checkpoint(tmp_path):
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    arguments = ["--config", "tiny.yaml", "--set", "optimizer.lr=1e18", "pruning.method=dense", "pruning.alpha=0",
+                 "rank.lambda=0", "schedule.warmup_epochs=2", "train.log_every=100"]
+    result = door("train.py", *arguments, "--output_dir", "early", cwd=tmp_path)
+    refused(result, "not finite" if "not finite" in result.stderr else "the loss is", "step", "learning rate",
+            "there is no checkpoint yet", status=1)
+
+
+def test_last_good_checkpoint_is_good(tmp_path):
+    """Weights that blow up in the last step before a checkpoint must not take the place of good ones."""
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    arguments = ["--config", "tiny.yaml", "--output_dir", "out", "--set", "pruning.method=gmp", "pruning.alpha=0",
+                 "rank.lambda=0", "optimizer.lr=1.0e+6", "schedule.warmup_epochs=2.9", "checkpoint.every_steps=1",
+                 "train.epochs=3", "checkpoint.keep=100"]
+    result = door("train.py", *arguments, cwd=tmp_path)
+    assert result.returncode == 1 and "Traceback" not in result.stderr, result.stderr[-2000:]
+    line = result.stderr.strip().splitlines()[-1]
+    if "last good checkpoint" in line:
+        values = ms.load_checkpoint(str(tmp_path / "out/last.ckpt"))
+        import numpy as np
+        assert all(np.isfinite(value.asnumpy()).all() for name, value in values.items()
+                   if name != "rpg_state" and value.asnumpy().dtype.kind == "f")
+        assert f"of step {json.loads(values['rpg_state'])['step']}" in line
+
+
+def test_disk_full_loses_nothing(tmp_path):
+    """A limit on the size of files stands for a full disk: the checkpoint cannot be written."""
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    code = ("import resource, runpy, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+            "resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000)); sys.argv = sys.argv[1:]; "
+            "sys.path.insert(0, __import__('os').path.dirname(sys.argv[0])); "
+            "runpy.run_path(sys.argv[0], run_name='__main__')")
+    result = subprocess.run([sys.executable, "-c", code, str(PROJECT / "train.py"), "--config", "tiny.yaml",
+                             "--output_dir", "out"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                            universal_newlines=True, timeout=300, env=dict(os.environ))
+    refused(result, "cannot be written", "no checkpoint yet", status=1)
+    assert not list((tmp_path / "out").rglob("*.tmp*"))  # no half-written file is left
+    last_json(door("train.py", "--config", "tiny.yaml", "--output_dir", "out", "--resume", "auto", cwd=tmp_path))
+
+
+def test_a_shorter_last_batch_is_left_out(tmp_path):
+    """1,000 images in batches of 64: 15 steps an epoch, and 40 images sit out, others each epoch."""
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    summary = last_json(door("train.py", "--config", "tiny.yaml", "--output_dir", "out", "--set", "data.limit=1000",
+                             "train.epochs=1", "pruning.update_every=2", cwd=tmp_path))
+    assert summary["steps"] == 15
