@@ -12,7 +12,7 @@ from pathlib import Path
 
 import mindspore.dataset as ds
 import numpy as np
-from mindspore.mindrecord import FileWriter
+from mindspore.mindrecord import FileReader, FileWriter
 
 from rpg_ms.data import class_folders
 from rpg_ms.errors import UserError, one_line
@@ -59,10 +59,13 @@ class MindRecord:
 
     def _read_labels(self):
         try:
+            columns = FileReader(self.files[0]).schema()
+            if not {"image", "label"} <= set(columns):
+                raise UserError(f"{self.files[0]}: has {', '.join(columns)} a record, not image and label")
             labels = ds.MindDataset(self.files, ["label"], num_parallel_workers=1, shuffle=False).batch(4096)
             batches = [batch[0] for batch in labels.create_tuple_iterator(num_epochs=1, output_numpy=True)]
         except (RuntimeError, ValueError, TypeError) as error:
-            raise UserError(f"{self.files[0]}: not a MindRecord file with image and label: {_reason(error)}") from None
+            raise UserError(f"{self.files[0]}: not a MindRecord file: {_reason(error)}") from None
         if not batches:
             raise UserError(f"{self.files[0]}: no records")
         labels = np.concatenate(batches)
@@ -103,5 +106,6 @@ def write_class_folders(root, output, shards=1):
 
 
 def _reason(error):
-    """What MindSpore's error says, without its report on the C++ call stack."""
-    return one_line(str(error).partition("\n\n")[0].partition("---")[0])[:200]
+    """What MindSpore's error says, without the frame around it and the C++ call stack."""
+    found = re.search(r"^\[ERROR\] (.*)", str(error), re.MULTILINE)
+    return one_line(found.group(1) if found else str(error))[:200]

@@ -6,6 +6,7 @@ do not depend on the number of workers; with the global batch held fixed, not on
 """
 from __future__ import annotations
 
+import multiprocessing
 import random
 
 import mindspore.dataset as ds
@@ -133,7 +134,8 @@ def batches(samples, batch_size, workers=1, mix=None):
     Args:
         samples: `(image, label)` in random access, a whole number of batches.
         batch_size: images a batch.
-        workers: 1 works in a thread of this process, more are worker processes; the batches are the same.
+        workers: 1 works in a thread of this process, more are worker processes, at most one a processor core; the
+            batches are the same.
         mix: `Mix`, or None.
 
     Yields:
@@ -143,6 +145,7 @@ def batches(samples, batch_size, workers=1, mix=None):
         UserError: an image cannot be read.
     """
     ds.config.set_prefetch_size(2)  # batches that wait in each worker's queue, in shared memory
+    workers = min(workers, multiprocessing.cpu_count())  # MindSpore refuses more
     dataset = ds.GeneratorDataset(_Batches(samples, batch_size, mix), ["images", "labels", "problem"], shuffle=False,
                                   num_parallel_workers=workers, python_multiprocessing=workers > 1)
     for images, labels, problem in dataset.create_tuple_iterator(num_epochs=1, do_copy=False):

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -45,7 +46,7 @@ def test_worker_processes_read_what_this_one_reads(records):
     dataset.train.image(0)  # opens the files here before the workers are forked
     samples = TrainSamples(dataset.train, dataset.train_transform, 6, 1, 0, 9)
     wanted, found = ([(images.asnumpy(), labels.asnumpy()) for images, labels in batches(samples, 6, workers)]
-                     for workers in (1, 3))
+                     for workers in (1, 2))
     assert len(wanted) == len(found) == 9
     assert all(np.array_equal(a, b) for one, other in zip(wanted, found) for a, b in zip(one, other))
 
@@ -53,7 +54,7 @@ def test_worker_processes_read_what_this_one_reads(records):
 def test_the_script(folders, tmp_path):
     run = lambda *arguments: subprocess.run(
         [sys.executable, str(PROJECT / "scripts/make_mindrecord.py"), *map(str, arguments)], capture_output=True,
-        text=True, env={"PYTHONPATH": str(PROJECT)})
+        text=True, env={**os.environ, "PYTHONPATH": str(PROJECT)})
     result = run(folders, tmp_path, "--shards", 2)
     assert result.returncode == 0 and result.stdout == "train: 18 images\nval: 6 images\n", result.stderr
     assert len(load(tmp_path).train) == 18
@@ -65,7 +66,7 @@ def test_the_script(folders, tmp_path):
     ("none", ["data.root", "no train.mindrecord", "make_mindrecord.py"]),
     ("no index", ["train.mindrecord lacks its index"]),
     ("not one", ["train.mindrecord: not a MindRecord file"]),
-    ("schema", ["train.mindrecord: not a MindRecord file with image and label"]),
+    ("schema", ["train.mindrecord: has data, label a record"]),
     ("no root", ["data.root: not set", "train.mindrecord"]),
     ("image", ["train.mindrecord: record 0: not a readable image"]),
 ])

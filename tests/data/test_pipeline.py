@@ -103,7 +103,7 @@ def test_any_number_of_workers_and_any_first_step_give_the_same_batches(mixing):
         return all_of(batches(samples, 8, workers, Mix(*mixing, 10, 3, first) if any(mixing) else None))
     alone = run(0, 1)
     assert len(alone) == 16 and alone[0][0].shape == (8, 1, 28, 28) and alone[0][0].dtype == np.float32
-    assert equal(run(0, 2), alone) and equal(run(0, 3), alone)
+    assert equal(run(0, 2), alone) and equal(run(0, 1000), alone)
     assert equal(run(11, 1), alone[11:]) and equal(run(11, 2), alone[11:])
 
 
