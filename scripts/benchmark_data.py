@@ -2,8 +2,9 @@
 
     python scripts/benchmark_data.py --config FILE [--set a.b=value ...] [--workers 1 4 8] [--seconds 10]
 
-For each number of workers one line of JSON: the pipeline alone; a training step alone, fed the same batch over and over;
-the ratio of the two (above 1 the pipeline is faster than the step consumes); and both together, as in training.
+For each number of workers one line of JSON: the pipeline alone; a training step alone, fed the same batch over
+and over; the ratio of the two (above 1 the pipeline is faster than the step consumes); and both together, as in
+training.
 """
 import itertools
 import json
@@ -43,9 +44,11 @@ def main():
         pipeline_alone = measure(task.train_batches(0, ENDLESS), lambda images, labels: None, args.seconds)
         together = measure(task.train_batches(0, ENDLESS), step, args.seconds)
         rates = {"pipeline": pipeline_alone, "step": step_alone, "together": together}
-        rates = {f"{name}_images_per_s": round(config.train.batch_size * rate, 1) for name, rate in rates.items()}
+        rates = {f"{name}_images_per_s": round(config.train.batch_size * rate, 1)
+                 for name, rate in rates.items()}
         print(json.dumps({"model": config.model.name, "data": config.data.name, "device": target,
-                          "workers": config.data.workers, **rates, "ratio": round(pipeline_alone / step_alone, 2)}))
+                          "workers": config.data.workers, **rates,
+                          "ratio": round(pipeline_alone / step_alone, 2)}))
 
 
 def measure(batches, consume, seconds):

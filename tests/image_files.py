@@ -20,7 +20,7 @@ def class_folders(root, train=6, val=2, classes=("n02", "n01", "n10")):
 
 
 def cifar10(root, per_file=20):
-    """The six files of CIFAR-10's binary layout in root, labels cycling; returns the records of the five training files."""
+    """The six files of CIFAR-10's binary layout in root, labels cycling; returns the training records."""
     rng = np.random.default_rng(0)
     train = []
     for name in [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]:

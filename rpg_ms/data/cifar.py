@@ -14,7 +14,10 @@ PIXELS = 3 * 32 * 32  # one image: the red, green and blue plane, row by row
 
 @dataclass(frozen=True)
 class Layout:
-    """How one of the two datasets lies on disk; each record is its label bytes (the class is the last) and the pixels."""
+    """How one of the two datasets lies on disk.
+
+    Each record is its label bytes, of which the last is the class, and the pixels.
+    """
 
     classes: int
     label_bytes: int
@@ -66,7 +69,8 @@ def _read(layout, file):
         raise UserError(f"{file}: cannot be read: {error.strerror}") from None
     size = layout.label_bytes + PIXELS
     if not content.size or content.size % size:
-        raise UserError(f"{file}: damaged: {content.size} bytes are not a multiple of {size}, the size of a record")
+        raise UserError(f"{file}: damaged: {content.size} bytes are not a multiple of {size}, "
+                        "the size of a record")
     records = content.reshape(-1, size)
     label = records[:, layout.label_bytes - 1].max()
     if label >= layout.classes:

@@ -1,4 +1,7 @@
-"""Images in one folder per class, the layout of ImageNet: `root/train/CLASS/*.JPEG` and `root/val/CLASS/*.JPEG`."""
+"""Images in one folder per class, the layout of ImageNet.
+
+That is `root/train/CLASS/*.JPEG` and `root/val/CLASS/*.JPEG`.
+"""
 from __future__ import annotations
 
 import os
@@ -16,7 +19,7 @@ SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".
 
 @dataclass(frozen=True)
 class Listing:
-    """The image files of one part: `files` (path strings as an array of bytes `[n]`), `labels` (int32 `[n]`)."""
+    """The image files of one part: `files` (paths as an array of bytes `[n]`), `labels` (int32 `[n]`)."""
 
     classes: Tuple[str, ...]
     files: np.ndarray
@@ -24,7 +27,9 @@ class Listing:
 
 
 def list_images(root, part):
-    """The `Listing` of `part`, "train" or "val": classes sorted by name as torchvision does, then files sorted by path.
+    """The `Listing` of `part`, "train" or "val".
+
+    Classes are sorted by name, as torchvision does, the files of a class by path.
 
     Files whose names do not end like an image's are passed over, also in folders below a class folder.
 
@@ -32,11 +37,12 @@ def list_images(root, part):
         UserError: no such folder, no class folders, or one without images.
     """
     if root is None:
-        raise UserError("data.root: not set; it is the folder with train/ and val/, each with one folder of images "
-                        "a class; for ImageNet see https://image-net.org/download.php")
+        raise UserError("data.root: not set; it is the folder with train/ and val/, each with one folder of "
+                        "images a class; for ImageNet see https://image-net.org/download.php")
     folder = Path(root) / part
     if not folder.is_dir():
-        raise UserError(f"data.root: {root} has no folder {part}; wanted are {part}/CLASS/*.JPEG, one folder a class")
+        raise UserError(f"data.root: {root} has no folder {part}; wanted are {part}/CLASS/*.JPEG, "
+                        "one folder a class")
     try:
         classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
         found = [_images_below(folder / name) for name in classes]
@@ -46,10 +52,12 @@ def list_images(root, part):
         raise UserError(f"data.root: {folder} has no class folders")
     for name, files in zip(classes, found):
         if not files:
-            raise UserError(f"data.root: {folder / name} has no images (files ending in {', '.join(SUFFIXES)})")
+            raise UserError(f"data.root: {folder / name} has no images "
+                            f"(files ending in {', '.join(SUFFIXES)})")
     # One array instead of a million strings: worker processes would copy those as they count references.
+    labels = np.repeat(np.arange(len(found), dtype=np.int32), [len(files) for files in found])
     files = np.array([os.fsencode(file) for files in found for file in files])
-    return Listing(tuple(classes), files, np.repeat(np.arange(len(found), dtype=np.int32), [len(x) for x in found]))
+    return Listing(tuple(classes), files, labels)
 
 
 def load(root):
@@ -75,10 +83,11 @@ def read_image(file, name):
     try:
         with Image.open(file) as image:
             return image.convert("RGB")
-    except Exception as error:  # the decoders raise many kinds: OSError, SyntaxError, ValueError, struct.error ...
-        raise UserError(f"{name}: not a readable image: {one_line(str(error)) or type(error).__name__}") from None
+    except Exception as error:  # the decoders raise many kinds: OSError, SyntaxError, struct.error ...
+        reason = one_line(str(error)) or type(error).__name__
+        raise UserError(f"{name}: not a readable image: {reason}") from None
 
 
 def _images_below(folder):
-    return sorted(os.path.join(path, name) for path, _, names in os.walk(folder, followlinks=True) for name in names
-                  if name.lower().endswith(SUFFIXES))
+    return sorted(os.path.join(path, name) for path, _, names in os.walk(folder, followlinks=True)
+                  for name in names if name.lower().endswith(SUFFIXES))

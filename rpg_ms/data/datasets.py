@@ -14,7 +14,8 @@ from rpg_ms.data import cifar, class_folders, fashion_mnist, mindrecord
 from rpg_ms.data.transforms import transforms
 from rpg_ms.errors import UserError
 
-RGB_MEAN = (0.485, 0.456, 0.406)  # of ImageNet, red, green, blue; also what CIFAR networks are customarily given
+# Of ImageNet: red, green, blue; customarily used for CIFAR as well.
+RGB_MEAN = (0.485, 0.456, 0.406)
 RGB_STD = (0.229, 0.224, 0.225)
 
 
@@ -84,7 +85,8 @@ def _fashion_mnist(config):
 
 def _cifar(layout, config):
     train, test = (_in_memory(*cifar.load(layout, config.root, part)) for part in ("train", "test"))
-    return _dataset(config, train, test, classes=layout.classes, customary="crop_flip", native_size=32, padding=4)
+    return _dataset(config, train, test, classes=layout.classes, customary="crop_flip", native_size=32,
+                    padding=4)
 
 
 def _class_folders(config):
@@ -96,7 +98,8 @@ def _mindrecord(config):
     train, test = (mindrecord.MindRecord(config.root, part) for part in mindrecord.PARTS)
     classes = int(train.labels.max()) + 1
     if test.labels.max() >= classes:
-        raise UserError(f"{test.files[0]}: label {test.labels.max()} is not among the {classes} classes of train")
+        raise UserError(f"{test.files[0]}: label {test.labels.max()} is not among the {classes} classes "
+                        "of train")
     return _photographs(config, ImageSet(train, train.labels), ImageSet(test, test.labels), classes)
 
 
@@ -114,15 +117,16 @@ def _from_files(listing):
 def _photographs(config, train, test, classes):
     """Colour images of all sizes, treated as those of ImageNet are."""
     size = config.image_size or 224
-    return _dataset(config, train, test, classes=classes, customary="random_resized_crop", native_size=None, size=size,
-                    padding=size // 8)
+    return _dataset(config, train, test, classes=classes, customary="random_resized_crop", native_size=None,
+                    size=size, padding=size // 8)
 
 
-def _dataset(config, train, test, *, classes, customary, native_size, padding, size=None, mean=RGB_MEAN, std=RGB_STD):
+def _dataset(config, train, test, *, classes, customary, native_size, padding, size=None, mean=RGB_MEAN,
+             std=RGB_STD):
     size = size or config.image_size or native_size
-    train_transform, test_transform = transforms(config.augment, customary, size, native_size, padding, mean, std)
-    return ImageDataset(train, test, classes=classes, channels=len(mean), size=size, train_transform=train_transform,
-                        test_transform=test_transform)
+    for_train, for_test = transforms(config.augment, customary, size, native_size, padding, mean, std)
+    return ImageDataset(train, test, classes=classes, channels=len(mean), size=size,
+                        train_transform=for_train, test_transform=for_test)
 
 
 DATASETS = {

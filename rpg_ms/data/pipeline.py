@@ -72,13 +72,13 @@ class EvalSamples:
 
 
 class Mix:
-    """Mixup (Zhang et al. 2017, arXiv 1710.09412) and CutMix (Yun et al. 2019, arXiv 1905.04899) of whole batches.
+    """Mixup and CutMix of whole batches (Zhang et al. 2017, arXiv 1710.09412; Yun et al. 2019, arXiv 1905.04899).
 
-    Each image is mixed with the one at its place in the reversed batch. With both, each batch takes one of them at
-    random. What is drawn depends only on the seed, the step and the rank.
+    Each image is mixed with the one at its place in the reversed batch. With both, each batch takes one of
+    them at random. What is drawn depends only on the seed, the step and the rank.
 
     Args:
-        mixup, cutmix: alpha of the Beta distribution of the shares; 0 turns the kind off, one must be greater.
+        mixup, cutmix: alpha of the Beta distribution of the shares; 0: off, but not for both.
         classes: number of classes.
         seed: of the run.
         first_step: steps before the first batch.
@@ -92,7 +92,7 @@ class Mix:
         self.rank = rank
 
     def __call__(self, batch, images, labels):
-        """Batch number `batch`: mixed images, and the shares of the classes, float32 `[b, classes]`, for labels."""
+        """Batch number `batch` mixed: images, and for labels shares of the classes, float32 `[b, classes]`."""
         # One more number than a sample's seed has, so that no sample draws the same.
         _seed_generators(self.seed, self.first_step + batch, self.rank, MIX)
         return self.mix(images, labels)
@@ -105,7 +105,8 @@ NO_PROBLEM = np.zeros(1, np.uint8)
 class _Batches:
     """Whole batches in random access, which is what a worker makes at a time.
 
-    A row is images, labels and what went wrong: a UserError travels as text, since a worker process could not raise it.
+    A row is images, labels and what went wrong: a UserError travels as text, since what a worker raises comes out
+    of MindSpore as a RuntimeError with tracebacks.
     """
 
     def __init__(self, samples, batch_size, mix):
@@ -121,8 +122,10 @@ class _Batches:
         try:
             rows = [self.samples[i] for i in range(first, first + self.batch_size)]
         except UserError as error:
-            return np.zeros(1, np.float32), np.zeros(1, np.int32), np.frombuffer(str(error).encode(), np.uint8)
-        images, labels = np.stack([image for image, _ in rows]), np.array([label for _, label in rows], np.int32)
+            problem = np.frombuffer(str(error).encode(), np.uint8)
+            return np.zeros(1, np.float32), np.zeros(1, np.int32), problem
+        images = np.stack([image for image, _ in rows])
+        labels = np.array([label for _, label in rows], np.int32)
         if self.mix is not None:
             images, labels = self.mix(int(batch), images, labels)
         return images, labels, NO_PROBLEM
@@ -134,20 +137,20 @@ def batches(samples, batch_size, workers=1, mix=None):
     Args:
         samples: `(image, label)` in random access, a whole number of batches.
         batch_size: images a batch.
-        workers: 1 works in a thread of this process, more are worker processes, at most one a processor core; the
-            batches are the same.
+        workers: 1 works in a thread of this process, more are worker processes, at most one a core; the batches
+            are the same.
         mix: `Mix`, or None.
 
     Yields:
-        `(images [b, c, h, w] float32, labels [b] int32)`, with `mix` labels are `[b, classes]` float32; Tensors.
+        Tensors `(images [b, c, h, w] float32, labels [b] int32)`; with `mix`, labels are `[b, classes]` float32.
 
     Raises:
         UserError: an image cannot be read.
     """
     ds.config.set_prefetch_size(2)  # batches that wait in each worker's queue, in shared memory
     workers = min(workers, multiprocessing.cpu_count())  # MindSpore refuses more
-    dataset = ds.GeneratorDataset(_Batches(samples, batch_size, mix), ["images", "labels", "problem"], shuffle=False,
-                                  num_parallel_workers=workers, python_multiprocessing=workers > 1)
+    dataset = ds.GeneratorDataset(_Batches(samples, batch_size, mix), ["images", "labels", "problem"],
+                                  shuffle=False, num_parallel_workers=workers, python_multiprocessing=workers > 1)
     for images, labels, problem in dataset.create_tuple_iterator(num_epochs=1, do_copy=False):
         problem = problem.asnumpy()
         if problem[0]:

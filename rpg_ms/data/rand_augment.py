@@ -1,8 +1,9 @@
-"""RandAugment (Cubuk et al. 2019, arXiv 1909.13719) on PIL images, with strengths that increase with the magnitude.
+"""RandAugment (Cubuk et al. 2019, arXiv 1909.13719) on PIL images.
 
 Written here because the pipeline seeds Python's generator for every sample and none at hand fits that:
-`mindspore.dataset.vision.RandAugment` draws from generators of its own in C++, and mindcv's passes its arguments in other units
-than the operations take (posterize keeps more bits the higher the magnitude, shear is a fraction taken as degrees).
+`mindspore.dataset.vision.RandAugment` draws from generators of its own in C++, and mindcv's passes its arguments
+in other units than the operations take (posterize keeps more bits the higher the magnitude, shear is a fraction
+taken as degrees).
 """
 from __future__ import annotations
 
@@ -67,7 +68,8 @@ def solarize(image, strength, fill):
 def solarize_add(image, strength, fill):
     """Adds up to 110 to the darker half of the values."""
     added = int(110 * strength)
-    return image.point([value + added if value < 128 else value for value in range(256)] * len(image.getbands()))
+    table = [value + added if value < 128 else value for value in range(256)]
+    return image.point(table * len(image.getbands()))
 
 
 def rotate(image, strength, fill):
@@ -106,8 +108,8 @@ def sharpness(image, strength, fill):
     return ImageEnhance.Sharpness(image).enhance(1 + _signed(0.9 * strength))
 
 
-OPERATIONS = (auto_contrast, equalize, invert, rotate, posterize, solarize, solarize_add, color, contrast, brightness,
-              sharpness, shear_x, shear_y, translate_x, translate_y)
+OPERATIONS = (auto_contrast, equalize, invert, rotate, posterize, solarize, solarize_add, color, contrast,
+              brightness, sharpness, shear_x, shear_y, translate_x, translate_y)
 
 
 def _signed(value):
@@ -115,4 +117,5 @@ def _signed(value):
 
 
 def _affine(image, matrix, fill):
-    return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC, fillcolor=fill)
+    return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC,
+                           fillcolor=fill)

@@ -34,7 +34,8 @@ class Classification:
             raise UserError(f"train.batch_size: {config.train.batch_size} is more than the {len(self.dataset.train)} "
                             f"training images of {config.data.name}")
         if (config.train.mixup or config.train.cutmix) and config.train.batch_size % 2:
-            raise UserError(f"train.batch_size: {config.train.batch_size} is odd, which mixup and cutmix cannot mix")
+            raise UserError(f"train.batch_size: {config.train.batch_size} is odd, which mixup and cutmix "
+                            "cannot mix")
 
     def train_batches(self, first_step, last_step):
         """The batches of steps `first_step + 1 .. last_step`."""

@@ -71,7 +71,8 @@ def test_absent_data_is_named_with_where_to_get_it(name, files, root):
 
 
 @pytest.mark.parametrize("content, words", [
-    (b"", "damaged: 0 bytes"), (bytes(3072), "damaged: 3072 bytes"), (bytes([10]) + bytes(3072), "label 10 is not in 0")])
+    (b"", "damaged: 0 bytes"), (bytes(3072), "damaged: 3072 bytes"),
+    (bytes([10]) + bytes(3072), "label 10 is not in 0")])
 def test_a_damaged_file_is_named(tmp_path, content, words):
     cifar10(tmp_path)
     (tmp_path / "data_batch_3.bin").write_bytes(content)

@@ -22,9 +22,10 @@ def test_every_image_once_with_the_class_of_its_folder_sorted_by_name(tmp_path):
     dataset = load(root)
     files = sorted((root / "train").rglob("*.JPEG")) + [root / "train/n01/below/deep.png"]
     assert (dataset.classes, dataset.channels, dataset.size) == (3, 3, 224)
-    found = {(dataset.train.image(i).tobytes(), int(dataset.train.labels[i])) for i in range(len(dataset.train))}
-    wanted = {(Image.open(file).convert("RGB").tobytes(), ["n01", "n02", "n10"].index(file.relative_to(root).parts[1]))
-              for file in files}
+    train = dataset.train
+    found = {(train.image(i).tobytes(), int(train.labels[i])) for i in range(len(train))}
+    label = lambda file: ["n01", "n02", "n10"].index(file.relative_to(root).parts[1])
+    wanted = {(Image.open(file).convert("RGB").tobytes(), label(file)) for file in files}
     assert found == wanted and len(dataset.train) == len(files) == 19
     assert dataset.train.labels.tolist() == sorted(dataset.train.labels.tolist())
     assert dataset.train.labels.dtype == np.int32
@@ -44,7 +45,8 @@ def test_images_of_all_sizes_come_out_alike(tmp_path, augment, image_size):
     dataset = load(image_files.class_folders(tmp_path, train=2), augment=augment, image_size=image_size)
     size = image_size or 224
     assert dataset.size == size
-    for images, transform in ((dataset.train, dataset.train_transform), (dataset.test, dataset.test_transform)):
+    for images, transform in ((dataset.train, dataset.train_transform),
+                              (dataset.test, dataset.test_transform)):
         for i in range(len(images)):
             out = images.image(i)
             for step in transform:

@@ -35,7 +35,8 @@ def test_the_same_images_and_labels_as_the_class_folders(folders, tmp_path, shar
     assert write_class_folders(folders, tmp_path / "out", shards) == {"train": 18, "val": 6}
     files, records = load(folders, "imagenet"), load(tmp_path / "out")
     assert records.classes == 3
-    contents = lambda images: sorted((images.image(i).tobytes(), int(images.labels[i])) for i in range(len(images)))
+    contents = lambda images: sorted((images.image(i).tobytes(), int(images.labels[i]))
+                                     for i in range(len(images)))
     assert contents(records.train) == contents(files.train) and contents(records.test) == contents(files.test)
     again = [records.train.image(i).tobytes() for i in (11, 3, 11)]
     assert again[0] == again[2] != again[1]
@@ -53,13 +54,14 @@ def test_worker_processes_read_what_this_one_reads(records):
 
 def test_the_script(folders, tmp_path):
     run = lambda *arguments: subprocess.run(
-        [sys.executable, str(PROJECT / "scripts/make_mindrecord.py"), *map(str, arguments)], capture_output=True,
-        text=True, env={**os.environ, "PYTHONPATH": str(PROJECT)})
+        [sys.executable, str(PROJECT / "scripts/make_mindrecord.py"), *map(str, arguments)],
+        capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(PROJECT)})
     result = run(folders, tmp_path, "--shards", 2)
     assert result.returncode == 0 and result.stdout == "train: 18 images\nval: 6 images\n", result.stderr
     assert len(load(tmp_path).train) == 18
     result = run(folders, tmp_path)
-    assert result.returncode == 2 and result.stderr.count("\n") == 1 and "already has train.mindrecord0" in result.stderr
+    assert result.returncode == 2 and result.stderr.count("\n") == 1
+    assert "already has train.mindrecord0" in result.stderr
 
 
 @pytest.mark.parametrize("damage, words", [
@@ -86,7 +88,8 @@ def test_what_is_wrong_with_the_files_is_named(records, damage, words):
     elif damage == "not one":
         train.write_bytes(b"x" * 5000)
     with pytest.raises(UserError) as error:
-        dataset = load_dataset(DataConfig(name="mindrecord", root=None if damage == "no root" else str(records)), 0)
+        root = None if damage == "no root" else str(records)
+        dataset = load_dataset(DataConfig(name="mindrecord", root=root), 0)
         dataset.train.image(0)
     assert all(word in str(error.value) for word in words), error.value
     assert "\n" not in str(error.value)

@@ -45,7 +45,8 @@ def test_the_crop_pads_with_zeros_before_normalisation():
 def test_augmentation_depends_on_seed_epoch_and_image_only(augment, channels):
     pixels = [noise(i, 32, 32) if channels == 3 else noise(i, 32, 32)[:, :, 0] for i in range(12)]
     images = ImageSet(lambda i: Image.fromarray(pixels[i]), np.arange(12, dtype=np.int32))
-    train, _ = transforms(augment, **{**CIFAR, "mean": MEAN[:channels], "std": STD[:channels]})
+    make = lambda: transforms(augment, **{**CIFAR, "mean": MEAN[:channels], "std": STD[:channels]})[0]
+    train = make()
     forwards = {}
     samples = TrainSamples(images, train, 4, 5, 0, 30)
     for i in range(120):
@@ -53,15 +54,15 @@ def test_augmentation_depends_on_seed_epoch_and_image_only(augment, channels):
         forwards[i // 12, int(label)] = image
     random.seed(99)
     np.random.seed(99)
-    late = TrainSamples(images, transforms(augment, **{**CIFAR, "mean": MEAN[:channels], "std": STD[:channels]})[0], 4, 5,
-                        9, 30)
+    late = TrainSamples(images, make(), 4, 5, 9, 30)
     for i in reversed(range(len(late))):
         image, label = late[i]
         assert np.array_equal(image, forwards[(i + 36) // 12, int(label)])
     variants = len({forwards[epoch, 0].tobytes() for epoch in range(10)})
     assert variants == 1 if augment == "none" else variants > 5
     other_seed = TrainSamples(images, train, 4, 6, 0, 3)
-    changed = sum(not np.array_equal(image, forwards[0, int(label)]) for image, label in map(other_seed.__getitem__, range(12)))
+    changed = sum(not np.array_equal(image, forwards[0, int(label)])
+                  for image, label in map(other_seed.__getitem__, range(12)))
     assert changed == 0 if augment == "none" else changed > 6
 
 
