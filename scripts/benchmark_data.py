@@ -2,9 +2,9 @@
 
     python scripts/benchmark_data.py --config FILE [--set a.b=value ...] [--workers 1 4 8] [--seconds 10]
 
-For each number of workers one line of JSON: the pipeline alone; a training step alone, fed the same batch over
-and over; the ratio of the two (above 1 the pipeline is faster than the step consumes); and both together, as in
-training.
+For each number of workers one line of JSON: the pipeline alone; a training step alone, fed the same batch
+over and over; the ratio of the two (above 1 the pipeline is faster than the step consumes); and both together,
+as in training.
 """
 import itertools
 import json

@@ -33,8 +33,8 @@ class MindRecord:
 
     def __init__(self, root, part):
         if root is None:
-            raise UserError("data.root: not set; it is the folder with train.mindrecord* and val.mindrecord*, "
-                            "such as scripts/make_mindrecord.py writes")
+            raise UserError("data.root: not set; it is the folder with train.mindrecord* and "
+                            "val.mindrecord*, such as scripts/make_mindrecord.py writes")
         pattern = re.compile(rf"{part}\.mindrecord\d*")
         self.files = sorted(str(file) for file in Path(root).glob(f"{part}.mindrecord*")
                             if pattern.fullmatch(file.name))

@@ -72,7 +72,7 @@ class EvalSamples:
 
 
 class Mix:
-    """Mixup and CutMix of whole batches (Zhang et al. 2017, arXiv 1710.09412; Yun et al. 2019, arXiv 1905.04899).
+    """Mixup (Zhang et al. 2017, arXiv 1710.09412) and CutMix (Yun et al. 2019, arXiv 1905.04899), by the batch.
 
     Each image is mixed with the one at its place in the reversed batch. With both, each batch takes one of
     them at random. What is drawn depends only on the seed, the step and the rank.
@@ -92,7 +92,7 @@ class Mix:
         self.rank = rank
 
     def __call__(self, batch, images, labels):
-        """Batch number `batch` mixed: images, and for labels shares of the classes, float32 `[b, classes]`."""
+        """Batch number `batch`, mixed: images, and for labels class shares, float32 `[b, classes]`."""
         # One more number than a sample's seed has, so that no sample draws the same.
         _seed_generators(self.seed, self.first_step + batch, self.rank, MIX)
         return self.mix(images, labels)
@@ -105,8 +105,8 @@ NO_PROBLEM = np.zeros(1, np.uint8)
 class _Batches:
     """Whole batches in random access, which is what a worker makes at a time.
 
-    A row is images, labels and what went wrong: a UserError travels as text, since what a worker raises comes out
-    of MindSpore as a RuntimeError with tracebacks.
+    A row is images, labels and what went wrong: a UserError travels as text, since what a worker raises
+    comes out of MindSpore as a RuntimeError with tracebacks.
     """
 
     def __init__(self, samples, batch_size, mix):
@@ -137,12 +137,12 @@ def batches(samples, batch_size, workers=1, mix=None):
     Args:
         samples: `(image, label)` in random access, a whole number of batches.
         batch_size: images a batch.
-        workers: 1 works in a thread of this process, more are worker processes, at most one a core; the batches
-            are the same.
+        workers: 1 works in a thread of this process, more are worker processes, at most one a core; the
+            batches are the same.
         mix: `Mix`, or None.
 
     Yields:
-        Tensors `(images [b, c, h, w] float32, labels [b] int32)`; with `mix`, labels are `[b, classes]` float32.
+        Tensors `(images [b, c, h, w] float32, labels [b] int32)`; mixed, labels are `[b, classes]` float32.
 
     Raises:
         UserError: an image cannot be read.

@@ -1,9 +1,9 @@
 """RandAugment (Cubuk et al. 2019, arXiv 1909.13719) on PIL images.
 
 Written here because the pipeline seeds Python's generator for every sample and none at hand fits that:
-`mindspore.dataset.vision.RandAugment` draws from generators of its own in C++, and mindcv's passes its arguments
-in other units than the operations take (posterize keeps more bits the higher the magnitude, shear is a fraction
-taken as degrees).
+`mindspore.dataset.vision.RandAugment` draws from generators of its own in C++, and mindcv's passes its
+arguments in other units than the operations take (posterize keeps more bits the higher the magnitude, shear is
+a fraction taken as degrees).
 """
 from __future__ import annotations
 

@@ -14,12 +14,12 @@ def transforms(augment, customary, size, native_size, padding, mean, std):
 
     Args:
         augment: "none", "crop_flip" (random crop of the zero-padded image, horizontal flip),
-            "random_resized_crop" (8 to 100 % of the area, horizontal flip), "randaugment" (the customary one, then
-            RandAugment), or "auto" for the customary one.
+            "random_resized_crop" (8 to 100 % of the area, horizontal flip), "randaugment" (the customary one,
+            then RandAugment), or "auto" for the customary one.
         customary: the dataset's own of those.
         size: side of the network's images, pixels.
-        native_size: side of the dataset's images; None if they are of all sizes. The test, "none" and "crop_flip"
-            transforms then start with the central crop after resizing the shorter side to size / 0.875.
+        native_size: side of the dataset's images; None if they are of all sizes. The test, "none" and
+            "crop_flip" transforms then start with the central crop after resizing the shorter side to size / 0.875.
         padding: zeros on each side before the random crop, pixels.
         mean, std: of each channel, in [0, 1].
     """

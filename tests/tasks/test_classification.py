@@ -89,8 +89,8 @@ def test_mistakes(folders, choice, words):
 def test_the_benchmark_of_the_pipeline(tmp_path):
     (tmp_path / "tiny.yaml").write_text(TINY)
     result = subprocess.run(
-        [sys.executable, str(PROJECT / "scripts/benchmark_data.py"), "--config", "tiny.yaml", "--workers", "1",
-         "2", "--seconds", "0.3"], cwd=tmp_path, capture_output=True, text=True, timeout=200,
+        [sys.executable, str(PROJECT / "scripts/benchmark_data.py"), "--config", "tiny.yaml",
+         "--workers", "1", "2", "--seconds", "0.3"], cwd=tmp_path, capture_output=True, text=True, timeout=200,
         env={**os.environ, "PYTHONPATH": str(PROJECT)})
     assert result.returncode == 0, result.stderr[-2000:]
     lines = [json.loads(line) for line in result.stdout.splitlines()]
