@@ -63,8 +63,11 @@ class DataConfig(Group):
     limit: Optional[int] = Field(
         None, ge=1, le=INT32_MAX, description="Use only the first so many training and test images; null: all."
     )
-    augment: str = Field(
-        "auto", min_length=1, description="Augmentation, such as none or crop_flip; auto: the dataset's."
+    augment: Literal["auto", "none", "crop_flip", "random_resized_crop", "randaugment"] = Field(
+        "auto", description="Augmentation of training images; auto: the dataset's customary one."
+    )
+    image_size: Optional[int] = Field(
+        None, ge=8, le=4096, description="Side of the network's images, pixels; null: the dataset's."
     )
 
 
@@ -84,6 +87,8 @@ class TrainConfig(Group):
     label_smoothing: float = Field(
         0.0, ge=0, lt=1, description="Share of the target spread over all classes, fraction."
     )
+    mixup: float = Field(0.0, ge=0, description="Mixup: alpha of its Beta distribution; 0: off.")
+    cutmix: float = Field(0.0, ge=0, description="CutMix: alpha of its Beta distribution; 0: off.")
     eval_every: int = Field(1, ge=1, le=INT32_MAX, description="Interval between evaluations, epochs.")
     eval_batch_size: int = Field(
         256, ge=1, le=INT32_MAX, description="Evaluation batch on each device, images."

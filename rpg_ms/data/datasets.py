@@ -2,15 +2,21 @@
 from __future__ import annotations
 
 import difflib
+import os
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Callable, Sequence
 
 import numpy as np
-from mindspore.dataset import vision
 from PIL import Image
 
-from rpg_ms.data import fashion_mnist
+from rpg_ms.data import cifar, class_folders, fashion_mnist, mindrecord
+from rpg_ms.data.transforms import transforms
 from rpg_ms.errors import UserError
+
+# Of ImageNet: red, green, blue; customarily used for CIFAR as well.
+RGB_MEAN = (0.485, 0.456, 0.406)
+RGB_STD = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
@@ -72,21 +78,61 @@ def load_dataset(config, seed):
 
 
 def _fashion_mnist(config):
-    def part(name):
-        images, labels = fashion_mnist.load(config.root, name)
-        return ImageSet(lambda i: Image.fromarray(images[i]), labels.astype(np.int32))
-    augment = [vision.RandomCrop(28, padding=2), vision.RandomHorizontalFlip()]
-    return _small_images(config, part("train"), part("test"), classes=10, channels=1, size=28, augment=augment,
-                         mean=(0.2860,), std=(0.3530,))
+    train, test = (_in_memory(*fashion_mnist.load(config.root, part)) for part in ("train", "test"))
+    return _dataset(config, train, test, classes=10, customary="crop_flip", native_size=28, padding=2,
+                    mean=(0.2860,), std=(0.3530,))
 
 
-def _small_images(config, train, test, *, augment, mean, std, **shape):
-    """Images of one size; `data.augment` is "none", or "auto" for the dataset's customary crop and flip."""
-    to_network = [vision.ToTensor(), vision.Normalize(mean, std, is_hwc=False)]
-    if config.augment not in ("auto", "none"):
-        raise UserError(f"data.augment: {config.augment!r} is not one of auto, none")
-    augment = augment if config.augment == "auto" else []
-    return ImageDataset(train, test, train_transform=augment + to_network, test_transform=to_network, **shape)
+def _cifar(layout, config):
+    train, test = (_in_memory(*cifar.load(layout, config.root, part)) for part in ("train", "test"))
+    return _dataset(config, train, test, classes=layout.classes, customary="crop_flip", native_size=32,
+                    padding=4)
 
 
-DATASETS = {"fashion_mnist": _fashion_mnist}
+def _class_folders(config):
+    train, test = class_folders.load(config.root)
+    return _photographs(config, _from_files(train), _from_files(test), len(train.classes))
+
+
+def _mindrecord(config):
+    train, test = (mindrecord.MindRecord(config.root, part) for part in mindrecord.PARTS)
+    classes = int(train.labels.max()) + 1
+    if test.labels.max() >= classes:
+        raise UserError(f"{test.files[0]}: label {test.labels.max()} is not among the {classes} classes "
+                        "of train")
+    return _photographs(config, ImageSet(train, train.labels), ImageSet(test, test.labels), classes)
+
+
+def _in_memory(images, labels):
+    return ImageSet(lambda i: Image.fromarray(images[i]), labels)
+
+
+def _from_files(listing):
+    def image(i):
+        path = os.fsdecode(listing.files[i])
+        return class_folders.read_image(path, path)
+    return ImageSet(image, listing.labels)
+
+
+def _photographs(config, train, test, classes):
+    """Colour images of all sizes, treated as those of ImageNet are."""
+    size = config.image_size or 224
+    return _dataset(config, train, test, classes=classes, customary="random_resized_crop", native_size=None,
+                    size=size, padding=size // 8)
+
+
+def _dataset(config, train, test, *, classes, customary, native_size, padding, size=None, mean=RGB_MEAN,
+             std=RGB_STD):
+    size = size or config.image_size or native_size
+    for_train, for_test = transforms(config.augment, customary, size, native_size, padding, mean, std)
+    return ImageDataset(train, test, classes=classes, channels=len(mean), size=size,
+                        train_transform=for_train, test_transform=for_test)
+
+
+DATASETS = {
+    "fashion_mnist": _fashion_mnist,
+    "cifar10": partial(_cifar, cifar.CIFAR10),
+    "cifar100": partial(_cifar, cifar.CIFAR100),
+    "imagenet": _class_folders,
+    "mindrecord": _mindrecord,
+}

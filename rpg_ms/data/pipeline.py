@@ -6,10 +6,14 @@ do not depend on the number of workers; with the global batch held fixed, not on
 """
 from __future__ import annotations
 
+import multiprocessing
 import random
 
 import mindspore.dataset as ds
 import numpy as np
+from mindcv.data.mixup import Mixup
+
+from rpg_ms.errors import UserError
 
 
 class TrainSamples:
@@ -38,10 +42,7 @@ class TrainSamples:
         epoch, step = divmod(self.first_step + step, self.steps_per_epoch)
         position = (step * self.ranks + self.rank) * self.batch_size + slot
         image = int(self._epoch_order(epoch)[position])
-        # The transforms of mindspore.dataset draw from these two generators when they work on PIL images.
-        state = np.random.SeedSequence([self.seed, epoch, image]).generate_state(2)
-        random.seed(int(state[0]))
-        np.random.seed(state[1])
+        _seed_generators(self.seed, epoch, image)
         return _apply(self.transform, self.images.image(image)), self.images.labels[image]
 
     def _epoch_order(self, epoch):
@@ -70,12 +71,98 @@ class EvalSamples:
         return _apply(self.transform, self.images.image(image)), label
 
 
-def batches(samples, batch_size, workers=1):
-    """Iterate once over `samples` in order: tuples of Tensors `(images [b, c, h, w] float32, labels [b] int32)`."""
-    dataset = ds.GeneratorDataset(samples, ["image", "label"], shuffle=False, num_parallel_workers=workers,
-                                  python_multiprocessing=workers > 1)
-    dataset = dataset.batch(batch_size, drop_remainder=True)
-    return dataset.create_tuple_iterator(num_epochs=1, do_copy=False)
+class Mix:
+    """Mixup (Zhang et al. 2017, arXiv 1710.09412) and CutMix (Yun et al. 2019, arXiv 1905.04899), by the batch.
+
+    Each image is mixed with the one at its place in the reversed batch. With both, each batch takes one of
+    them at random. What is drawn depends only on the seed, the step and the rank.
+
+    Args:
+        mixup, cutmix: alpha of the Beta distribution of the shares; 0: off, but not for both.
+        classes: number of classes.
+        seed: of the run.
+        first_step: steps before the first batch.
+        rank: of the process.
+    """
+
+    def __init__(self, mixup, cutmix, classes, seed, first_step, rank=0):
+        self.mix = Mixup(mixup_alpha=mixup, cutmix_alpha=cutmix, label_smoothing=0.0, num_classes=classes)
+        self.seed = seed
+        self.first_step = first_step
+        self.rank = rank
+
+    def __call__(self, batch, images, labels):
+        """Batch number `batch`, mixed: images, and for labels class shares, float32 `[b, classes]`."""
+        # One more number than a sample's seed has, so that no sample draws the same.
+        _seed_generators(self.seed, self.first_step + batch, self.rank, MIX)
+        return self.mix(images, labels)
+
+
+MIX = 1
+NO_PROBLEM = np.zeros(1, np.uint8)
+
+
+class _Batches:
+    """Whole batches in random access, which is what a worker makes at a time.
+
+    A row is images, labels and what went wrong: a UserError travels as text, since what a worker raises
+    comes out of MindSpore as a RuntimeError with tracebacks.
+    """
+
+    def __init__(self, samples, batch_size, mix):
+        self.samples = samples
+        self.batch_size = batch_size
+        self.mix = mix
+
+    def __len__(self):
+        return len(self.samples) // self.batch_size
+
+    def __getitem__(self, batch):
+        first = int(batch) * self.batch_size
+        try:
+            rows = [self.samples[i] for i in range(first, first + self.batch_size)]
+        except UserError as error:
+            problem = np.frombuffer(str(error).encode(), np.uint8)
+            return np.zeros(1, np.float32), np.zeros(1, np.int32), problem
+        images = np.stack([image for image, _ in rows])
+        labels = np.array([label for _, label in rows], np.int32)
+        if self.mix is not None:
+            images, labels = self.mix(int(batch), images, labels)
+        return images, labels, NO_PROBLEM
+
+
+def batches(samples, batch_size, workers=1, mix=None):
+    """Iterate once over `samples` in order.
+
+    Args:
+        samples: `(image, label)` in random access, a whole number of batches.
+        batch_size: images a batch.
+        workers: 1 works in a thread of this process, more are worker processes, at most one a core; the
+            batches are the same.
+        mix: `Mix`, or None.
+
+    Yields:
+        Tensors `(images [b, c, h, w] float32, labels [b] int32)`; mixed, labels are `[b, classes]` float32.
+
+    Raises:
+        UserError: an image cannot be read.
+    """
+    ds.config.set_prefetch_size(2)  # batches that wait in each worker's queue, in shared memory
+    workers = min(workers, multiprocessing.cpu_count())  # MindSpore refuses more
+    dataset = ds.GeneratorDataset(_Batches(samples, batch_size, mix), ["images", "labels", "problem"],
+                                  shuffle=False, num_parallel_workers=workers, python_multiprocessing=workers > 1)
+    for images, labels, problem in dataset.create_tuple_iterator(num_epochs=1, do_copy=False):
+        problem = problem.asnumpy()
+        if problem[0]:
+            raise UserError(problem.tobytes().decode())
+        yield images, labels
+
+
+def _seed_generators(*numbers):
+    """Seed the two generators that transforms on PIL images and mindcv's Mixup draw from."""
+    state = np.random.SeedSequence(numbers).generate_state(2)
+    random.seed(int(state[0]))
+    np.random.seed(state[1])
 
 
 def _apply(transforms, image):

@@ -7,7 +7,7 @@ from mindcv.loss import create_loss
 from mindspore import nn, ops
 
 from rpg_ms.data.datasets import load_dataset
-from rpg_ms.data.pipeline import EvalSamples, TrainSamples, batches
+from rpg_ms.data.pipeline import EvalSamples, Mix, TrainSamples, batches
 from rpg_ms.errors import UserError
 
 
@@ -35,13 +35,16 @@ class Classification:
         if self.steps_per_epoch < 1:
             raise UserError(f"train.batch_size: {config.train.batch_size} is more than the {len(self.dataset.train)} "
                             f"training images of {config.data.name}")
+        if (config.train.mixup or config.train.cutmix) and config.train.batch_size % 2:
+            raise UserError(f"train.batch_size: {config.train.batch_size} is odd, which mixup and cutmix "
+                            "cannot mix")
 
     def train_batches(self, first_step, last_step):
         """The batches of steps `first_step + 1 .. last_step`."""
         batch_size = self.config.train.batch_size
         samples = TrainSamples(self.dataset.train, self.dataset.train_transform, batch_size, self.config.seed,
                                first_step, last_step)
-        return batches(samples, batch_size, self.config.data.workers)
+        return batches(samples, batch_size, self.config.data.workers, self._mix(first_step))
 
     def test_batches(self):
         """Every test image once; labels of padding are -1."""
@@ -60,6 +63,12 @@ class Classification:
     def with_loss(self, network):
         """The network with cross-entropy, as a Cell from a batch to a scalar."""
         return _WithLoss(network, create_loss("CE", label_smoothing=self.config.train.label_smoothing))
+
+    def _mix(self, first_step):
+        train = self.config.train
+        if not train.mixup and not train.cutmix:
+            return None
+        return Mix(train.mixup, train.cutmix, self.classes, self.config.seed, first_step)
 
     def evaluate(self, network):
         """`{"top1": percent}` over all test images; leaves the network in inference mode."""

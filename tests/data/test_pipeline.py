@@ -4,7 +4,8 @@ from PIL import Image
 
 from rpg_ms.config import DataConfig
 from rpg_ms.data.datasets import ImageSet, load_dataset
-from rpg_ms.data.pipeline import EvalSamples, TrainSamples, batches
+from rpg_ms.data.pipeline import EvalSamples, Mix, TrainSamples, batches
+from rpg_ms.errors import UserError
 
 
 def numbered(n):
@@ -82,3 +83,81 @@ def test_validation_part_is_cut_out_of_the_training_images():
     assert pixels(cut.train).isdisjoint(pixels(cut.test))
     assert pixels(cut.train) | pixels(cut.test) == pixels(whole.train)
     assert pixels(cut.test).isdisjoint(pixels(whole.test))
+
+
+def all_of(iterator):
+    return [tuple(tensor.asnumpy() for tensor in batch) for batch in iterator]
+
+
+def equal(one, other):
+    return len(one) == len(other) > 0 and all(
+        np.array_equal(a, b) and a.dtype == b.dtype for rows in zip(one, other) for a, b in zip(*rows))
+
+
+@pytest.mark.parametrize("mixing", [(0, 0), (0.8, 1.0)])
+def test_any_number_of_workers_and_any_first_step_give_the_same_batches(mixing):
+    dataset = load_dataset(DataConfig(augment="randaugment", limit=60), 0)
+
+    def run(first, workers):
+        samples = TrainSamples(dataset.train, dataset.train_transform, 8, 3, first, 16)
+        return all_of(batches(samples, 8, workers, Mix(*mixing, 10, 3, first) if any(mixing) else None))
+    alone = run(0, 1)
+    assert len(alone) == 16 and alone[0][0].shape == (8, 1, 28, 28) and alone[0][0].dtype == np.float32
+    assert equal(run(0, 2), alone) and equal(run(0, 1000), alone)
+    assert equal(run(11, 1), alone[11:]) and equal(run(11, 2), alone[11:])
+
+
+def mixed(mixup, cutmix, seed=3, rank=0, first=0, batch=0):
+    images = np.random.default_rng(1).standard_normal((6, 2, 16, 16)).astype(np.float32)
+    labels = np.arange(6, dtype=np.int32)
+    out, shares = Mix(mixup, cutmix, 7, seed, first, rank)(batch, images.copy(), labels)
+    assert out.dtype == shares.dtype == np.float32 and shares.shape == (6, 7)
+    assert np.allclose(shares.sum(1), 1)
+    return images, out, shares
+
+
+def test_mixup_mixes_images_and_labels_in_the_same_proportion():
+    images, out, shares = mixed(0.8, 0)
+    share = shares[0, 0]
+    assert 0 < share < 1 and np.allclose(out, share * images + (1 - share) * images[::-1], atol=1e-6)
+    assert np.allclose(shares[:, :6], share * np.eye(6) + (1 - share) * np.eye(6)[::-1])
+
+
+def test_cutmix_pastes_a_rectangle_and_labels_go_by_its_area():
+    pasted = []
+    for step in range(20):
+        images, out, shares = mixed(0, 1.0, first=step)
+        other = out != images
+        assert np.array_equal(out[other], images[::-1][other])
+        rows, columns = other[0, 0].any(1), other[0, 0].any(0)
+        assert np.array_equal(other[0, 0], rows[:, None] & columns) and (other == other[0, 0]).all()
+        assert shares[0, 0] == pytest.approx(1 - other[0, 0].mean())
+        pasted.append(other[0, 0].mean())
+    assert len(set(pasted)) > 10
+
+
+def test_what_mixing_draws_depends_on_seed_step_and_rank():
+    share = lambda **which: float(mixed(0.8, 0, **which)[2][0, 0])
+    assert share(first=4, batch=1) == share(first=0, batch=5) == share(first=5, batch=0)
+    assert len({share(), share(first=1), share(seed=4), share(rank=1)}) == 4
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_unreadable_image_is_an_error_of_one_line_that_names_it(workers, capfd):
+    def image(i):
+        if i == 17:
+            raise UserError("some/where/ünreadable.jpg: not a readable image: truncated")
+        return numbered(20).image(i)
+    samples = EvalSamples(ImageSet(image, np.arange(20, dtype=np.int32)), TO_ARRAY, 4)
+    seen = []
+    with pytest.raises(UserError, match="^some/where/ünreadable.jpg: not a readable image: truncated$"):
+        for _, labels_of_batch in batches(samples, 4, workers):
+            seen += labels_of_batch.asnumpy().tolist()
+    assert seen == list(range(16))
+    assert capfd.readouterr().err == ""
+
+
+def test_a_defect_in_a_transform_is_not_taken_for_a_mistake_of_the_user():
+    samples = EvalSamples(numbered(4), [lambda image: 1 / 0], 4)
+    with pytest.raises(RuntimeError, match="ZeroDivisionError"):
+        list(batches(samples, 4, 1))

@@ -1,0 +1,93 @@
+"""Images in one folder per class, the layout of ImageNet.
+
+That is `root/train/CLASS/*.JPEG` and `root/val/CLASS/*.JPEG`.
+"""
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Tuple
+
+import numpy as np
+from PIL import Image
+
+from rpg_ms.errors import UserError, one_line
+
+SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The image files of one part: `files` (paths as an array of bytes `[n]`), `labels` (int32 `[n]`)."""
+
+    classes: Tuple[str, ...]
+    files: np.ndarray
+    labels: np.ndarray
+
+
+def list_images(root, part):
+    """The `Listing` of `part`, "train" or "val".
+
+    Classes are sorted by name, as torchvision does, the files of a class by path.
+
+    Files whose names do not end like an image's are passed over, also in folders below a class folder.
+
+    Raises:
+        UserError: no such folder, no class folders, or one without images.
+    """
+    if root is None:
+        raise UserError("data.root: not set; it is the folder with train/ and val/, each with one folder of "
+                        "images a class; for ImageNet see https://image-net.org/download.php")
+    folder = Path(root) / part
+    if not folder.is_dir():
+        raise UserError(f"data.root: {root} has no folder {part}; wanted are {part}/CLASS/*.JPEG, "
+                        "one folder a class")
+    try:
+        classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+        found = [_images_below(folder / name) for name in classes]
+    except OSError as error:
+        raise UserError(f"{error.filename}: cannot be read: {error.strerror}") from None
+    if not classes:
+        raise UserError(f"data.root: {folder} has no class folders")
+    for name, files in zip(classes, found):
+        if not files:
+            raise UserError(f"data.root: {folder / name} has no images "
+                            f"(files ending in {', '.join(SUFFIXES)})")
+    # One array instead of a million strings: worker processes would copy those as they count references.
+    labels = np.repeat(np.arange(len(found), dtype=np.int32), [len(files) for files in found])
+    files = np.array([os.fsencode(file) for files in found for file in files])
+    return Listing(tuple(classes), files, labels)
+
+
+def load(root):
+    """The Listings of the training and the test images, which must be of the same classes.
+
+    Raises:
+        UserError: as `list_images`, or the classes differ.
+    """
+    train, test = list_images(root, "train"), list_images(root, "val")
+    if train.classes != test.classes:
+        name = sorted(set(train.classes) ^ set(test.classes))[0]
+        has, lacks = ("train", "val") if name in train.classes else ("val", "train")
+        raise UserError(f"data.root: {root}: class {name} has a folder in {has} but none in {lacks}")
+    return train, test
+
+
+def read_image(file, name):
+    """The RGB image in a file (path or binary stream); `name` is what an error calls it.
+
+    Raises:
+        UserError: it is no image, or damaged.
+    """
+    try:
+        with Image.open(file) as image:
+            return image.convert("RGB")
+    except Exception as error:  # the decoders raise many kinds: OSError, SyntaxError, struct.error ...
+        reason = one_line(str(error)) or type(error).__name__
+        raise UserError(f"{name}: not a readable image: {reason}") from None
+
+
+def _images_below(folder):
+    return sorted(os.path.join(path, name) for path, _, names in os.walk(folder, followlinks=True)
+                  for name in names if name.lower().endswith(SUFFIXES))

@@ -1,0 +1,57 @@
+"""What is done to an image on its way into the network: fitted to size, augmented, normalised."""
+from __future__ import annotations
+
+import numpy as np
+from mindspore.dataset import vision
+
+from rpg_ms.data.rand_augment import RandAugment
+
+AUGMENTATIONS = ("none", "crop_flip", "random_resized_crop", "randaugment")
+
+
+def transforms(augment, customary, size, native_size, padding, mean, std):
+    """The transforms of training and test images: two lists of callables, to be applied one after the other.
+
+    Args:
+        augment: "none", "crop_flip" (random crop of the zero-padded image, horizontal flip),
+            "random_resized_crop" (8 to 100 % of the area, horizontal flip), "randaugment" (the customary one,
+            then RandAugment), or "auto" for the customary one.
+        customary: the dataset's own of those.
+        size: side of the network's images, pixels.
+        native_size: side of the dataset's images; None if they are of all sizes. The test, "none" and
+            "crop_flip" transforms then start with the central crop after resizing the shorter side to size / 0.875.
+        padding: zeros on each side before the random crop, pixels.
+        mean, std: of each channel, in [0, 1].
+    """
+    if native_size is None:
+        fit = [vision.Resize(round(size / 0.875)), vision.CenterCrop(size)]
+    else:
+        fit = [] if size == native_size else [vision.Resize((size, size))]
+    flip = vision.RandomHorizontalFlip()
+    lists = {
+        "none": fit,
+        "crop_flip": fit + [vision.RandomCrop(size, padding), flip],
+        "random_resized_crop": [vision.RandomResizedCrop(size), flip],
+    }
+    fill = tuple(round(255 * value) for value in mean)
+    lists["auto"] = lists[customary]
+    lists["randaugment"] = lists[customary] + [RandAugment(fill if len(fill) > 1 else fill[0])]
+    normalise = Normalise(mean, std)
+    return lists[augment] + [normalise], fit + [normalise]
+
+
+class Normalise:
+    """A PIL image as `(x / 255 - mean) / std`, float32 `[channels, height, width]`.
+
+    A value is one of 256, so all results are computed beforehand; the same numbers as those of
+    `mindspore.dataset.vision`'s ToTensor and Normalize, in a third of the time.
+    """
+
+    def __init__(self, mean, std):
+        values = np.arange(256, dtype=np.float32)[:, None] / np.float32(255)
+        self.table = np.ascontiguousarray(((values - np.float32(mean)) / np.float32(std)).T)
+
+    def __call__(self, image):
+        pixels = np.asarray(image)
+        planes = pixels.transpose(2, 0, 1) if pixels.ndim == 3 else pixels[None]
+        return np.stack([table.take(plane) for table, plane in zip(self.table, planes)])

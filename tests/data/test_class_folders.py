@@ -1,0 +1,105 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+import image_files
+from rpg_ms.config import DataConfig
+from rpg_ms.data import class_folders
+from rpg_ms.data.datasets import load_dataset
+from rpg_ms.errors import UserError
+
+
+def load(root, **keys):
+    return load_dataset(DataConfig(name="imagenet", root=str(root), **keys), 0)
+
+
+def test_every_image_once_with_the_class_of_its_folder_sorted_by_name(tmp_path):
+    root = image_files.class_folders(tmp_path)
+    (root / "train/n01/below").mkdir()
+    Image.fromarray(image_files.noise(7)).save(root / "train/n01/below/deep.png")
+    (root / "train/n01/notes.txt").write_text("not an image")
+    (root / "train/list.txt").write_text("not a class")
+    dataset = load(root)
+    files = sorted((root / "train").rglob("*.JPEG")) + [root / "train/n01/below/deep.png"]
+    assert (dataset.classes, dataset.channels, dataset.size) == (3, 3, 224)
+    train = dataset.train
+    found = {(train.image(i).tobytes(), int(train.labels[i])) for i in range(len(train))}
+    label = lambda file: ["n01", "n02", "n10"].index(file.relative_to(root).parts[1])
+    wanted = {(Image.open(file).convert("RGB").tobytes(), label(file)) for file in files}
+    assert found == wanted and len(dataset.train) == len(files) == 19
+    assert dataset.train.labels.tolist() == sorted(dataset.train.labels.tolist())
+    assert dataset.train.labels.dtype == np.int32
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "CMYK", "RGBA", "1", "I;16"])
+def test_every_kind_of_image_becomes_rgb(tmp_path, mode):
+    file = tmp_path / ("x.tif" if mode == "CMYK" else "x.png")
+    image = Image.new(mode, (9, 7)) if mode == "I;16" else Image.fromarray(image_files.noise(0)).convert(mode)
+    image.save(file)
+    assert class_folders.read_image(file, str(file)).mode == "RGB"
+
+
+@pytest.mark.parametrize("augment", ["auto", "none", "crop_flip", "random_resized_crop", "randaugment"])
+@pytest.mark.parametrize("image_size", [None, 16])
+def test_images_of_all_sizes_come_out_alike(tmp_path, augment, image_size):
+    dataset = load(image_files.class_folders(tmp_path, train=2), augment=augment, image_size=image_size)
+    size = image_size or 224
+    assert dataset.size == size
+    for images, transform in ((dataset.train, dataset.train_transform),
+                              (dataset.test, dataset.test_transform)):
+        for i in range(len(images)):
+            out = images.image(i)
+            for step in transform:
+                out = step(out)
+            assert (out.shape, out.dtype) == ((3, size, size), np.float32)
+
+
+def test_the_test_transform_is_the_centre_of_the_resized_image(tmp_path):
+    dataset = load(image_files.class_folders(tmp_path), image_size=224)
+    image = Image.fromarray(image_files.noise(3, 300, 400))
+    resize, crop, _ = dataset.test_transform
+    assert resize(image).size == (341, 256)  # the shorter side 256
+    wanted = image.resize((341, 256), Image.Resampling.BILINEAR).crop((58, 16, 282, 240))
+    assert np.array_equal(np.asarray(crop(resize(image))), np.asarray(wanted))
+
+
+@pytest.mark.parametrize("damage, words", [
+    ("no train", ["data.root", "no folder train", "train/CLASS/*.JPEG"]),
+    ("no classes", ["train has no class folders"]),
+    ("empty class", ["n02 has no images"]),
+    ("class only in train", ["class n10 has a folder in train but none in val"]),
+    ("no root", ["data.root: not set", "train/ and val/"]),
+])
+def test_what_is_wrong_with_the_folders_is_named(tmp_path, damage, words):
+    root = image_files.class_folders(tmp_path / "data")
+    if damage == "no train":
+        (root / "train").rename(root / "training")
+    elif damage == "no classes":
+        (root / "train").rename(root / "training")
+        (root / "train").mkdir()
+    elif damage == "empty class":
+        for file in (root / "train/n02").iterdir():
+            file.unlink()
+    elif damage == "class only in train":
+        (root / "val/n10").rename(root / "n10")
+    with pytest.raises(UserError) as error:
+        load_dataset(DataConfig(name="imagenet", root=None if damage == "no root" else str(root)), 0)
+    assert all(word in str(error.value) for word in words) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", "truncated", "png", "removed"])
+def test_an_unreadable_image_is_named(tmp_path, content):
+    dataset = load(image_files.class_folders(tmp_path))
+    file = tmp_path / "train/n01/n01_2.JPEG"
+    if content == "truncated":
+        file.write_bytes(file.read_bytes()[:600])
+    elif content == "png":
+        file.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(40))
+    elif content == "removed":
+        file.unlink()
+    else:
+        file.write_bytes(content)
+    with pytest.raises(UserError, match="n01_2.JPEG: not a readable image") as error:
+        dataset.train.image(2)
+    assert "\n" not in str(error.value)
+    dataset.train.image(1)
