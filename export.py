@@ -22,10 +22,10 @@ def main():
 
     from rpg_ms.deploy.export import export
     from rpg_ms.tasks import Classification
-    from rpg_ms.training import build, checkpoint, device
+    from rpg_ms.training import build, checkpoint, device, distributed
 
     device.set_up(config)
-    task = Classification(config)
+    task = Classification(config, distributed.ALONE)
     network, found = build.build_network(config, task)
     checkpoint.load_network(args.checkpoint_path, network, config.model.name)
     images = task.test_images(max(args.batch_size, 64))

@@ -15,18 +15,20 @@ def main():
                          output_dir=args.output_dir)
 
     from rpg_ms.tasks import Classification
-    from rpg_ms.training import build, device
+    from rpg_ms.training import build, device, distributed
     from rpg_ms.training.loop import train
-    from rpg_ms.training.run_folder import RunFolder
+    from rpg_ms.training.run_folder import NoFolder, RunFolder
 
     target = device.set_up(config)
-    task = Classification(config)
+    ranks = distributed.join()
+    task = Classification(config, ranks)
     network, found = build.build_network(config, task)
-    step, rates = build.build_train_step(config, task, network, found.layers, target)
-    folder = RunFolder(config, args.overwrite)
+    ranks.broadcast(network)
+    step, rates = build.build_train_step(config, task, network, found.layers, target, ranks)
+    folder = RunFolder(config, args.overwrite) if ranks.first else NoFolder(config)
     print(f"{config.model.name} on {config.data.name}: {len(found.layers)} layers, {found.prunable} prunable weights, "
-          f"{len(rates)} steps on {target}")
-    print(json.dumps(train(config, task, network, found, step, rates, folder)))
+          f"{len(rates)} steps on {ranks.size} x {target}")
+    print(json.dumps(train(config, task, network, found, step, rates, folder, ranks)))
 
 
 if __name__ == "__main__":

@@ -42,18 +42,21 @@ class ObjectiveGradients(nn.Cell):
         rank_loss: `rpg_ms.rank.RankLoss`, or None for the task loss alone.
         rank_weight: lambda.
         rank_weights: the Parameters in the rank term.
+        reduce: a Cell from the gradients to their mean over the ranks, or None with one rank.
 
     Outputs:
         `(task_loss, rank_loss, ranks, gradients)`; `rank_loss` and `ranks` are zeros without a rank term.
     """
 
-    def __init__(self, network_with_loss, parameters, rank_loss=None, rank_weight=0.0, rank_weights=()):
+    def __init__(self, network_with_loss, parameters, rank_loss=None, rank_weight=0.0, rank_weights=(),
+                 reduce=None):
         super().__init__(auto_prefix=False)
         self.network = network_with_loss
         self.rank_loss = rank_loss
         self.rank_weight = rank_weight
         self.rank_weights = ms.ParameterTuple(rank_weights)
         self.no_rank = (ms.Tensor(0.0, ms.float32), ms.Tensor(np.zeros(1, np.int32)))
+        self.reduce = reduce
         self.value_and_grad = ops.value_and_grad(self.objective, None, parameters, has_aux=True)
 
     def objective(self, *inputs):
@@ -67,6 +70,8 @@ class ObjectiveGradients(nn.Cell):
 
     def construct(self, *inputs):
         (_, task_loss, rank_loss, ranks), gradients = self.value_and_grad(*inputs)
+        if self.reduce is not None:
+            gradients = self.reduce(gradients)
         return task_loss, rank_loss, ranks, gradients
 
 
@@ -149,6 +154,7 @@ class SparseTrainStep(nn.Cell):
         rank_weight: lambda.
         rank_every: "update" (the rank term steers regrowth only) or "step" (it also drives the weights).
         rank_dense: whether dense layers take part in the rank term besides convolutions.
+        reduce: a Cell from the gradients to their mean over the ranks, or None with one rank.
 
     Inputs:
         *inputs: one batch.
@@ -159,7 +165,8 @@ class SparseTrainStep(nn.Cell):
     """
 
     def __init__(self, network_with_loss, optimizer, layers, calendar=None, alpha=0.0, allocation="global",
-                 min_per_layer=1, rank_loss=None, rank_weight=0.0, rank_every="update", rank_dense=False):
+                 min_per_layer=1, rank_loss=None, rank_weight=0.0, rank_every="update", rank_dense=False,
+                 reduce=None):
         super().__init__(auto_prefix=False)
         self.optimizer = optimizer
         self.layers = layers
@@ -172,10 +179,10 @@ class SparseTrainStep(nn.Cell):
 
         rank_layers = [layer for layer in layers if rank_dense or layer.kind == "conv"]
         with_rank = rank_loss is not None and rank_weight > 0 and bool(rank_layers)
-        task = ObjectiveGradients(network_with_loss, optimizer.parameters)
+        task = ObjectiveGradients(network_with_loss, optimizer.parameters, reduce=reduce)
         self.objective = ObjectiveGradients(
             network_with_loss, optimizer.parameters, rank_loss, rank_weight,
-            [layer.weight for layer in rank_layers]) if with_rank else task
+            [layer.weight for layer in rank_layers], reduce) if with_rank else task
         self.apply_gradients = ApplyGradients(optimizer, layers)
         self.plain_step = PlainStep(self.objective if rank_every == "step" else task, self.apply_gradients)
         self.mask_state = MaskOptimizerState(optimizer, layers)

@@ -46,7 +46,7 @@ def learning_rates(config, steps_per_epoch):
     return rates + multi_step_lr(milestones if schedule.name == "step" else [], schedule.gamma, **rest)
 
 
-def build_train_step(config, task, network, layers, device):
+def build_train_step(config, task, network, layers, device, ranks):
     """The train-one-step cell of a configuration, with its optimizer: `(SparseTrainStep, learning rates)`.
 
     Raises:
@@ -76,7 +76,8 @@ def build_train_step(config, task, network, layers, device):
     rank_loss = RankLoss(rank.delta, rank_backend(rank.backend, device)) if rank.lambda_ > 0 else None
     step = SparseTrainStep(
         task.with_loss(network), optimizer, layers, calendar, pruning.alpha, pruning.allocation or "global",
-        pruning.min_per_layer, rank_loss, rank.lambda_, rank.every, rank.include_dense)
+        pruning.min_per_layer, rank_loss, rank.lambda_, rank.every, rank.include_dense,
+        ranks.mean_of_gradients())
     return step.set_train(), rates
 
 

@@ -29,6 +29,19 @@ def atomic_path(path):
         temporary.unlink(missing_ok=True)
 
 
+class NoFolder:
+    """Stands in for the folder on the ranks that write nothing."""
+
+    def __init__(self, config):
+        self.checkpoint = Path(config.output_dir) / "last.ckpt"
+
+    def log(self, event, **figures):
+        """Nothing."""
+
+    def finish(self, summary):
+        """Nothing."""
+
+
 class RunFolder:
     """The files of one training run.
 
