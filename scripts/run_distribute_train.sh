@@ -95,7 +95,6 @@ fi
 
 log_dir=${LOG_DIR:-msrun_log/$(date +%Y%m%d-%H%M%S)}
 mkdir -p "$log_dir" 2>/dev/null || fail 2 "LOG_DIR: $log_dir cannot be made"
-rank0_log=$log_dir/worker_0.log
 job=$(mktemp -d)
 msrun=''
 
@@ -132,7 +131,6 @@ exit \$status
 EOF
 chmod +x "$job/python"
 
-: >"$rank0_log"
 RPG_JOB=$job PATH=$job:$PATH PYTHONUNBUFFERED=1 "$python" -m mindspore.parallel.cluster.run \
     --worker_num $((nodes * devices)) --local_worker_num "$devices" --node_rank "$node" \
     --master_addr "$address" --master_port "$port" ${rank_table:+--rank_table_file "$rank_table"} \
@@ -140,10 +138,13 @@ RPG_JOB=$job PATH=$job:$PATH PYTHONUNBUFFERED=1 "$python" -m mindspore.parallel.
     "$PROJECT/train.py" --config "$config" "${arguments[@]}" >"$log_dir/msrun.log" 2>&1 &
 msrun=$!
 echo "$devices processes on this node, $((nodes * devices)) in all; logs: $log_dir" >&2
-# MindSpore's own notes are left in the file.
-RPG_JOB=$job tail -n +1 -f -s 0.2 --pid $msrun "$rank0_log" |
-    { RPG_JOB=$job exec grep -a --line-buffered -v '^\[INFO\]' || true; } &
-shown=$!
+shown=''
+if [ "$node" = 0 ]; then  # MindSpore's own notes are left in the file
+    touch "$log_dir/worker_0.log"
+    RPG_JOB=$job tail -n +1 -f -s 0.2 --pid $msrun "$log_dir/worker_0.log" |
+        { RPG_JOB=$job exec grep -a --line-buffered -v '^\[INFO\]' || true; } &
+    shown=$!
+fi
 
 while kill -0 $msrun 2>/dev/null && [ ! -s "$job/failed" ]; do sleep 0.3; done
 
@@ -158,7 +159,7 @@ if [ -s "$job/failed" ]; then
     tail -n 20 "$log" >&2
     fail "$status" "$name failed with status $status, all processes ended; logs: $log_dir"
 fi
-wait $shown || true
+[ -z "$shown" ] || wait $shown || true
 status=0
 wait $msrun || status=$?
 [ $status = 0 ] || { tail -n 20 "$log_dir/msrun.log" >&2; fail $status "msrun failed; logs: $log_dir"; }
