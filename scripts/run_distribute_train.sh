@@ -9,14 +9,15 @@
 #   MASTER_PORT  a free port of node 0, the same on every node; by default 8118, on a single node a free one
 #   RANK_TABLE_FILE, or --rank_table_file PATH   rank table, for clusters that need one
 #   LOG_DIR      where each process's log goes, by default msrun_log/TIME
-# Node 0 shows the log of rank 0. When a rank fails, on Ctrl-C and on SIGTERM every process of this node ends; the end
-# of the failed rank's log is shown and its exit status returned. SIGTERM reaches the ranks first.
+# Node 0 shows the log of rank 0. When a rank fails, and on Ctrl-C, every process of this node ends; the end
+# of the failed rank's log is shown and its exit status returned. SIGTERM is passed on to the ranks; a second
+# one ends everything.
 # Uses the project's .venv if there is one, otherwise $PYTHON or python3.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 usage="usage: run_distribute_train.sh [CONFIG] [DEVICES] [train.py arguments ...]"
 
-# ---------------------------------------------------------------------------------------------------- arguments
+# ------------------------------------------------------------------------------------------ arguments
 
 config=config/resnet50_imagenet_98.yaml devices=
 if [[ $# -ge 1 && $1 != -* ]]; then config=$1; shift; fi
@@ -41,7 +42,8 @@ arguments+=(--device_target "$target")
 [ -z "$rank_table" ] || [ -f "$rank_table" ] || fail 2 "RANK_TABLE_FILE: no file $rank_table"
 
 # Mistakes in the configuration, and data that is not there, are better told once than by every rank.
-PYTHONPATH=$PROJECT${PYTHONPATH:+:$PYTHONPATH} "$python" - --config "$config" "${arguments[@]}" <<'PYTHON' || exit
+PYTHONPATH=$PROJECT${PYTHONPATH:+:$PYTHONPATH} \
+    "$python" - --config "$config" "${arguments[@]}" <<'PYTHON' || exit
 import sys
 from rpg_ms.config import OneLineParser, add_shared_arguments, load_config
 from rpg_ms.errors import UserError, front_door
@@ -53,8 +55,8 @@ def main():
     config = load_config(args.config, args.set, seed=args.seed, device_target=args.device_target,
                          output_dir=args.output_dir)
     if config.data.name == "imagenet" and config.data.root is None:
-        raise UserError(f"{args.config}: data.root is not set: give the folder of ImageNet (train/ and val/ below it, "
-                        "one folder a class in each) with --set data.root=FOLDER, or in the file")
+        raise UserError(f"{args.config}: data.root is not set: give the folder of ImageNet (train/ and val/ "
+                        "below it, one folder a class in each) with --set data.root=FOLDER, or in the file")
 
 sys.argv[0] = "run_distribute_train.sh"
 front_door(main)
@@ -91,7 +93,7 @@ elif [ -z "${MASTER_PORT:-}" ]; then
     port=$("$python" -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')
 fi
 
-# ---------------------------------------------------------------------------------------------------- the job
+# -------------------------------------------------------------------------------------------- the job
 
 log_dir=${LOG_DIR:-msrun_log/$(date +%Y%m%d-%H%M%S)}
 mkdir -p "$log_dir" 2>/dev/null || fail 2 "LOG_DIR: $log_dir cannot be made"
@@ -153,8 +155,8 @@ if [ -s "$job/failed" ]; then
     read -r role rank status <"$job/failed"
     log=$log_dir/worker_$rank.log name="rank $rank"
     [ "$role" = WORKER ] || { log=$log_dir/scheduler.log; name="the scheduler"; }
-    [ "$status" -ne 2 ] || ! message=$(grep -a '^train.py: error: ' "$log" | tail -n 1) || [ -z "$message" ] ||
-        fail 2 "$name: ${message#train.py: error: }"
+    message=$(grep -a '^train.py: error: ' "$log" | tail -n 1) || true
+    [[ $status != 2 || -z $message ]] || fail 2 "$name: ${message#train.py: error: }"
     echo "$name failed with status $status; the end of $log:" >&2
     tail -n 20 "$log" >&2
     fail "$status" "$name failed with status $status, all processes ended; logs: $log_dir"

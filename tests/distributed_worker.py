@@ -59,7 +59,7 @@ def batch(step, rank, size):
 
 
 def trained(network, found, ranks):
-    """Five steps: `losses`, `masks` and `digests` (of weights and masks) after each, and the final weights."""
+    """Five steps: `losses`, `masks` and `digests` (of weights and masks) of each, the final weights."""
     optimizer = create_optimizer(network.trainable_params(), "momentum", lr=0.1, momentum=0.9)
     step = SparseTrainStep(WithLoss(network), optimizer, found.layers, CALENDAR, 0.3,
                            rank_loss=RankLoss(0.2, "gram"), rank_weight=0.5, reduce=ranks.mean_of_gradients())
@@ -87,7 +87,8 @@ def evaluate(config_file, ranks):
     network = create_model("cifar_resnet8", 10, 1)
     sparsify(network)
     labels = np.concatenate([labels.asnumpy() for _, labels in task.test_batches()])
-    return {**task.evaluate(network), "labels": labels[labels >= 0].tolist(), "steps_per_epoch": task.steps_per_epoch}
+    return {**task.evaluate(network), "labels": labels[labels >= 0].tolist(),
+            "steps_per_epoch": task.steps_per_epoch}
 
 
 def main():
@@ -99,8 +100,8 @@ def main():
     print("printed by rank", ranks.rank)
     seen = {"size": ranks.size}
 
-    values = [np.array([2**62 + ranks.rank, -1]), np.float64(np.pi * (ranks.rank + 1)), np.array([[ranks.rank == 1]]),
-              np.float32([-0.0, np.nan, 1e-45])]
+    values = [np.array([2**62 + ranks.rank, -1]), np.float64(np.pi * (ranks.rank + 1)),
+              np.array([[ranks.rank == 1]]), np.float32([-0.0, np.nan, 1e-45])]
     seen["gathered"] = [ranks.gather(value).tobytes().hex() for value in values]
 
     network, found = build(100 + ranks.rank)

@@ -34,8 +34,8 @@ class Classification:
         self.steps_per_epoch = len(self.dataset.train) // (config.train.batch_size * ranks.size)
         if self.steps_per_epoch < 1:
             across = f" on each of {ranks.size} ranks" if ranks.size > 1 else ""
-            raise UserError(f"train.batch_size: {config.train.batch_size}{across} is more than the {len(self.dataset.train)} "
-                            f"training images of {config.data.name}")
+            raise UserError(f"train.batch_size: {config.train.batch_size}{across} is more than the "
+                            f"{len(self.dataset.train)} training images of {config.data.name}")
 
     def train_batches(self, first_step, last_step):
         """This rank's batches of steps `first_step + 1 .. last_step`."""

@@ -1,11 +1,11 @@
 """Training on many devices: one process ("rank") each, started by MindSpore's msrun.
 
-Every rank holds the whole network and sees its own share of each global batch. What keeps the ranks one network:
-weights and masks come from rank 0 at the start, gradients are averaged before anything uses them, and every
-topology update ends with a comparison of digests.
+Every rank holds the whole network and sees its own share of each global batch. What keeps the ranks one
+network: weights and masks come from rank 0 at the start, gradients are averaged before anything uses them,
+and every topology update ends with a comparison of digests.
 
-Everything here rests on AllReduce of float32, which MindSpore documents for Ascend, GPU and CPU alike; values that
-must arrive exactly (digests, counts, parameters) travel as bytes, one to a float32.
+Everything here rests on AllReduce of float32, which MindSpore documents for Ascend, GPU and CPU alike;
+values that must arrive exactly (digests, counts, parameters) travel as bytes, one to a float32.
 """
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ STATISTICS = ("moving_mean", "moving_variance", "running_mean", "running_var")
 def join():
     """This process's place among the ranks: `Ranks`.
 
-    Started by msrun (or with a rank table) it connects to the other ranks, and every rank but the first prints
-    nothing more to stdout. Started by hand it is the only one. To be called when the device is chosen and before
-    the first Tensor is made. In msrun's scheduler process it does not return.
+    Started by msrun (or with a rank table) it connects to the other ranks, and every rank but the first
+    prints nothing more to stdout. Started by hand it is the only one. To be called when the device is chosen
+    and before the first Tensor is made. In msrun's scheduler process it does not return.
 
     Raises:
         UserError: the other ranks cannot be reached.
@@ -73,7 +73,7 @@ class Ranks:
         return self._sum(sent).astype(np.uint8).view(value.dtype).reshape(self.size, *value.shape)
 
     def broadcast(self, network):
-        """Give every parameter of `network` (weights, statistics, masks) the value it has on rank 0, to the bit."""
+        """Give every parameter of `network` (weights, statistics, masks) its value on rank 0, to the bit."""
         if self.size == 1:
             return
         for parameter in network.get_parameters():
@@ -85,9 +85,10 @@ class Ranks:
     def average_statistics(self, network):
         """Replace the running statistics of batch norms by their mean over the ranks.
 
-        Each rank's batch norm follows its own share of the data. For the variance the mean leaves out how much the
-        ranks' means differ, which is little: each has averaged over many batches of one shuffled dataset. The running
-        averages are linear, so averaging now and again later gives what averaging later alone would.
+        Each rank's batch norm follows its own share of the data. For the variance the mean leaves out how
+        much the ranks' means differ, which is little: each has averaged over many batches of one shuffled
+        dataset. The running averages are linear, so averaging now and again later gives what averaging later
+        alone would.
         """
         if self.size == 1:
             return
@@ -100,14 +101,14 @@ class Ranks:
         """The digest (hexadecimal) of the weights and masks, the same on all ranks.
 
         Raises:
-            UserError: the ranks differ; names the step and the ranks that do not agree with rank 0. On every rank.
+            UserError: the ranks differ: names the step and those that disagree with rank 0. On all ranks.
         """
         digest = weights_digest(network)
         digests = self.gather(np.frombuffer(digest, np.uint8))
         odd = [str(rank) for rank in range(self.size) if not np.array_equal(digests[rank], digests[0])]
         if odd:
-            raise UserError(f"weights or masks differ between the ranks after the topology update at step {step}: "
-                            f"rank {', '.join(odd)} of {self.size} against rank 0")
+            raise UserError("weights or masks differ between the ranks after the topology update at step "
+                            f"{step}: rank {', '.join(odd)} of {self.size} against rank 0")
         return digest.hex()
 
     def mean_of_gradients(self):
@@ -152,7 +153,7 @@ class MeanOfGradients(nn.Cell):
 
 
 def weights_digest(network):
-    """BLAKE2b, 16 bytes, of the names and values of all parameters (weights, masks) but running statistics."""
+    """BLAKE2b, 16 bytes, of names and values of all parameters (weights, masks) but statistics."""
     digest = hashlib.blake2b(digest_size=16)
     for name, parameter in network.parameters_and_names():
         if not name.endswith(STATISTICS):
