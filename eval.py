@@ -16,10 +16,11 @@ def main():
                          output_dir=args.output_dir)
 
     from rpg_ms.tasks import Classification
-    from rpg_ms.training import build, checkpoint, device
+    from rpg_ms.training import build, checkpoint, device, distributed
 
     device.set_up(config)
-    task = Classification(config)
+    ranks = distributed.join()
+    task = Classification(config, ranks)
     network, found = build.build_network(config, task)
     state = checkpoint.load_network(args.checkpoint_path, network, args.ema)
     figures = task.evaluate(network)

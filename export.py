@@ -23,10 +23,10 @@ def main():
 
     from rpg_ms.deploy.export import export
     from rpg_ms.tasks import Classification
-    from rpg_ms.training import build, checkpoint, device
+    from rpg_ms.training import build, checkpoint, device, distributed
 
     device.set_up(config)
-    task = Classification(config)
+    task = Classification(config, distributed.ALONE)
     network, found = build.build_network(config, task, mixed_precision=False)
     checkpoint.load_network(args.checkpoint_path, network, args.ema)
     images = task.test_images(max(args.batch_size, 64))

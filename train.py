@@ -25,20 +25,24 @@ def main():
         parser.error(f"--resume: {resume_folder} is not a folder")
 
     from rpg_ms.tasks import Classification
-    from rpg_ms.training import build, device
+    from rpg_ms.training import build, device, distributed
     from rpg_ms.training.loop import train
-    from rpg_ms.training.run_folder import RunFolder
+    from rpg_ms.training.run_folder import NoFolder, RunFolder
 
     target = device.set_up(config)
-    task = Classification(config)
+    ranks = distributed.join()
+    task = Classification(config, ranks)
     network, found = build.build_network(config, task)
-    step, rates = build.build_train_step(config, task, network, found.layers, target)
-    folder = RunFolder(config, args.overwrite, args.resume is not None, args.allow_changes)
+    ranks.broadcast(network)
+    step, rates = build.build_train_step(config, task, network, found.layers, target, ranks)
+    folder = RunFolder(config, args.overwrite, args.resume is not None, args.allow_changes) if ranks.first \
+        else NoFolder(config)
+    ranks.meet()  # the first rank has made the folder ready
     summary = folder.summary()
     if summary is None:
         print(f"{config.model.name} on {config.data.name}: {len(found.layers)} layers, {found.prunable} prunable "
-              f"weights, {len(rates)} steps on {target}", flush=True)
-        summary = train(config, task, network, found, step, rates, folder)
+              f"weights, {len(rates)} steps on {ranks.size} x {target}", flush=True)
+        summary = train(config, task, network, found, step, rates, folder, ranks)
     print(json.dumps(summary))
 
 

@@ -42,16 +42,18 @@ class TaskGradients(nn.Cell):
         parameters: the trainable Parameters to differentiate by.
         scaler: a `mindspore.amp` loss scaler, or None; what comes out is unscaled.
         share: factor on the gradient, for a piece of a batch.
+        reduce: a Cell from the gradients to their mean over the ranks, or None with one rank.
 
     Outputs:
         `(loss, gradients, finite)`; `finite` is a bool scalar, always True without a scaler.
     """
 
-    def __init__(self, network_with_loss, parameters, scaler=None, share=1.0):
+    def __init__(self, network_with_loss, parameters, scaler=None, share=1.0, reduce=None):
         super().__init__(auto_prefix=False)
         self.network = network_with_loss
         self.scaler = scaler
         self.share = share
+        self.reduce = reduce
         self.finite = ms.Tensor(True)
         self.value_and_grad = ops.value_and_grad(self.scaled_loss, None, parameters, has_aux=True)
 
@@ -67,6 +69,8 @@ class TaskGradients(nn.Cell):
 
     def construct(self, *inputs):
         (_, loss), gradients = self.value_and_grad(*inputs)
+        if self.reduce is not None:
+            gradients = self.reduce(gradients)
         if self.scaler is None:
             return loss, gradients, self.finite
         return loss, self.scaler.unscale(gradients), amp.all_finite(gradients)
@@ -254,6 +258,7 @@ class SparseTrainStep(nn.Cell):
         clip_norm: largest global norm of the masked gradient, or None.
         scaler: a `mindspore.amp` loss scaler for mixed precision, or None.
         average: a WeightAverage to keep, or None.
+        reduce: a Cell from the gradients to their mean over the ranks, or None with one rank.
 
     Inputs:
         *inputs: one batch.
@@ -268,7 +273,7 @@ class SparseTrainStep(nn.Cell):
 
     def __init__(self, network_with_loss, optimizer, layers, calendar=None, alpha=0.0, allocation="global",
                  min_per_layer=1, rank_loss=None, rank_weight=0.0, rank_every="update", rank_dense=False,
-                 grad_accumulation=1, micro_batches=1, clip_norm=None, scaler=None, average=None):
+                 grad_accumulation=1, micro_batches=1, clip_norm=None, scaler=None, average=None, reduce=None):
         super().__init__(auto_prefix=False)
         self.optimizer = optimizer
         self.layers = layers
@@ -295,7 +300,7 @@ class SparseTrainStep(nn.Cell):
             position = {id(layer.weight): i for i, layer in enumerate(rank_layers)}
             self.rank_of = tuple(position.get(id(parameter), -1) for parameter in optimizer.parameters)
         self.rank_drives = self.rank is not None and rank_every == "step"
-        self.task = TaskGradients(network_with_loss, optimizer.parameters, scaler, 1 / micro_batches)
+        self.task = TaskGradients(network_with_loss, optimizer.parameters, scaler, 1 / micro_batches, reduce)
         self.apply_gradients = ApplyGradients(optimizer, layers, clip_norm, scaler, average)
         self.plain_step = PlainStep(self.task, self.rank if self.rank_drives else None, self.rank_of,
                                     self.apply_gradients)

@@ -16,40 +16,44 @@ class Classification:
 
     Args:
         config: `rpg_ms.config.Config`; read are `data`, `train` and `seed`.
+        ranks: `rpg_ms.training.distributed.Ranks`, which share the images.
 
     Raises:
-        UserError: the dataset cannot be read, or has fewer images than a batch.
+        UserError: the dataset cannot be read, or has fewer images than a batch on every rank.
     """
 
     metric = "top1"  # the figure by which the best checkpoint is chosen
 
-    def __init__(self, config):
+    def __init__(self, config, ranks):
         self.config = config
+        self.ranks = ranks
         self.dataset = load_dataset(config.data, config.seed)
         self.classes = config.model.num_classes or self.dataset.classes
         if self.classes < self.dataset.classes:
             raise UserError(f"model.num_classes: {self.classes} is less than the {self.dataset.classes} classes of "
                             f"{config.data.name}")
         self.input_shape = (self.dataset.channels, self.dataset.size, self.dataset.size)
-        self.steps_per_epoch = len(self.dataset.train) // config.train.batch_size
+        self.steps_per_epoch = len(self.dataset.train) // (config.train.batch_size * ranks.size)
         if self.steps_per_epoch < 1:
-            raise UserError(f"train.batch_size: {config.train.batch_size} is more than the {len(self.dataset.train)} "
-                            f"training images of {config.data.name}")
+            across = f" on each of {ranks.size} ranks" if ranks.size > 1 else ""
+            raise UserError(f"train.batch_size: {config.train.batch_size}{across} is more than the "
+                            f"{len(self.dataset.train)} training images of {config.data.name}")
         if (config.train.mixup or config.train.cutmix) and config.train.batch_size % 2:
             raise UserError(f"train.batch_size: {config.train.batch_size} is odd, which mixup and cutmix "
                             "cannot mix")
 
     def train_batches(self, first_step, last_step):
-        """The batches of steps `first_step + 1 .. last_step`."""
+        """This rank's batches of steps `first_step + 1 .. last_step`."""
         batch_size = self.config.train.batch_size
         samples = TrainSamples(self.dataset.train, self.dataset.train_transform, batch_size, self.config.seed,
-                               first_step, last_step)
+                               first_step, last_step, self.ranks.rank, self.ranks.size)
         return batches(samples, batch_size, self.config.data.workers, self._mix(first_step))
 
     def test_batches(self):
-        """Every test image once; labels of padding are -1."""
+        """This rank's share of the test images, each once; labels of padding are -1."""
         batch_size = self.config.train.eval_batch_size
-        samples = EvalSamples(self.dataset.test, self.dataset.test_transform, batch_size)
+        samples = EvalSamples(self.dataset.test, self.dataset.test_transform, batch_size, self.ranks.rank,
+                              self.ranks.size)
         return batches(samples, batch_size, self.config.data.workers)
 
     def test_images(self, count):
@@ -68,12 +72,13 @@ class Classification:
         train = self.config.train
         if not train.mixup and not train.cutmix:
             return None
-        return Mix(train.mixup, train.cutmix, self.classes, self.config.seed, first_step)
+        return Mix(train.mixup, train.cutmix, self.classes, self.config.seed, first_step, self.ranks.rank)
 
     def evaluate(self, network):
-        """`{"top1": percent}` over all test images; leaves the network in inference mode."""
+        """`{"top1": percent}` over all test images of all ranks; leaves the network in inference mode."""
         count = _CountCorrect(network).set_train(False)
         correct = sum(int(count(images, labels).asnumpy()) for images, labels in self.test_batches())
+        correct = int(self.ranks.gather(np.int64(correct)).sum())
         return {"top1": 100 * correct / len(self.dataset.test)}
 
 

@@ -53,7 +53,7 @@ def learning_rates(config, steps_per_epoch):
     return rates + multi_step_lr(milestones if schedule.name == "step" else [], schedule.gamma, **rest)
 
 
-def build_train_step(config, task, network, layers, device):
+def build_train_step(config, task, network, layers, device, ranks):
     """The train-one-step cell of a configuration, with its optimizer: `(SparseTrainStep, learning rates)`.
 
     Raises:
@@ -91,7 +91,8 @@ def build_train_step(config, task, network, layers, device):
         grad_accumulation=pruning.grad_accumulation, micro_batches=train.micro_batches, clip_norm=train.clip_norm,
         # 2^16, halved on overflow and doubled after 2,000 steps without: the customary numbers.
         scaler=None if train.amp_level == "O0" else amp.DynamicLossScaler(2 ** 16, 2, 2000),
-        average=WeightAverage(network, train.ema_decay) if train.ema_decay is not None else None)
+        average=WeightAverage(network, train.ema_decay) if train.ema_decay is not None else None,
+        reduce=ranks.mean_of_gradients())
     return step.set_train(), rates
 
 

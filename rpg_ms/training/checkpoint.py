@@ -34,17 +34,21 @@ class Checkpoints:
     Args:
         folder: the run's folder.
         keep: how many to keep.
+        ranks: `rpg_ms.training.distributed.Ranks`; all of them read, the first one writes.
     """
 
-    def __init__(self, folder, keep):
+    def __init__(self, folder, keep, ranks):
         self.folder = Path(folder)
         self.steps = self.folder / "checkpoints"
         self.last = self.folder / "last.ckpt"
         self.best = self.folder / "best.ckpt"
         self.keep = keep
+        self.ranks = ranks
 
     def save(self, network, step_cell, state, is_best):
         """Write the checkpoint of a step; the older ones beyond `keep` go once it is safely on disk."""
+        if not self.ranks.first:
+            return
         self.steps.mkdir(exist_ok=True)
         path = self.steps / f"step-{state['step']:09d}.ckpt"
         save(path, network, step_cell, state)
@@ -72,9 +76,10 @@ class Checkpoints:
                 continue
             state = _load_network(path, values, network)
             _load_training(values, state, step_cell)
-            _link(path, self.last)
-            if state["best_step"] == state["step"]:
-                _link(path, self.best)  # the run may have ended between the two links
+            if self.ranks.first:  # the run may have ended before the file had its other names
+                _link(path, self.last)
+                if state["best_step"] == state["step"]:
+                    _link(path, self.best)
             return state
         if damaged:
             raise UserError(f"{self.steps}: no whole checkpoint left to resume from; {damaged[0]}")

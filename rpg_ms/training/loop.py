@@ -12,7 +12,7 @@ from rpg_ms.errors import RunStopped
 from rpg_ms.training.checkpoint import Checkpoints
 
 
-def train(config, task, network, found, step_cell, rates, folder):
+def train(config, task, network, found, step_cell, rates, folder, ranks):
     """Train to the end, from the newest checkpoint in the folder if there is one; return the run's summary.
 
     Args:
@@ -22,15 +22,16 @@ def train(config, task, network, found, step_cell, rates, folder):
         found: its `Sparsified`.
         step_cell: SparseTrainStep around it.
         rates: learning rate of every step.
-        folder: `RunFolder`.
+        folder: `RunFolder`, on the first rank; `NoFolder` on the others.
+        ranks: `rpg_ms.training.distributed.Ranks`.
 
     Raises:
-        RunStopped: the loss, a gradient or a weight is not finite; the disk is full; or SIGTERM came, and a checkpoint
+        RunStopped: the ranks' weights are no longer the same; the loss, a gradient or a weight is not finite; the disk is full; or SIGTERM came, and a checkpoint
             was written.
         UserError: the checkpoints of a run that should go on are damaged.
     """
     total = len(rates)
-    checkpoints = Checkpoints(folder.path, config.checkpoint.keep)
+    checkpoints = Checkpoints(folder.path, config.checkpoint.keep, ranks)
     state = checkpoints.restore(network, step_cell, tqdm.write)
     if state is None:
         state = {"model": config.model.name, "step": 0, "seconds": 0.0, "metrics_length": 0, "figures": {},
@@ -50,6 +51,7 @@ def train(config, task, network, found, step_cell, rates, folder):
 
     def save_checkpoint(is_best=False):
         check_losses()
+        ranks.average_statistics(network)
         now = {"step": step_cell.step_number, "seconds": round(time.monotonic() - started, 1),
                "metrics_length": folder.metrics_length()}
         try:
@@ -59,7 +61,7 @@ def train(config, task, network, found, step_cell, rates, folder):
         state.update(now)
 
     try:
-        with _sigterm() as terminated, tqdm(total=total, initial=state["step"], unit="step", disable=None) as bar:
+        with _sigterm(ranks) as terminated, tqdm(total=total, initial=state["step"], unit="step", disable=None) as bar:
             for batch in task.train_batches(state["step"], total):
                 loss = step_cell(*batch)
                 step = step_cell.step_number
@@ -68,17 +70,18 @@ def train(config, task, network, found, step_cell, rates, folder):
                     step_cell.finish()
                 if step_cell.record is not None:
                     check_losses()
-                    folder.log("topology", **vars(step_cell.record))
+                    folder.log("topology", **vars(step_cell.record), digest=ranks.check_equal(network, step))
                 if step % config.train.log_every == 0 or step == total:
                     check_losses()
-                    loss = float(loss.asnumpy())
+                    loss = float(ranks.gather(loss.asnumpy()).mean())
                     folder.log("train", step=step, epoch=step / task.steps_per_epoch, loss=loss, lr=rates[step - 1])
                     bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
                 bar.update()
                 epoch, within = divmod(step, task.steps_per_epoch)
                 is_best = False
                 if within == 0 and (epoch % config.train.eval_every == 0 or step == total):
-                    state["figures"] = _evaluate(config, task, network, step_cell)
+                    ranks.average_statistics(network)
+                    state["figures"] = _evaluate(task, network, step_cell)
                     folder.log("evaluation", step=step, epoch=epoch, **state["figures"], **_counts(found))
                     shown = "  ".join(f"{name} {value:.2f}" for name, value in state["figures"].items())
                     tqdm.write(f"epoch {epoch}/{config.train.epochs}  density {found.density:.4f}  {shown}")
@@ -104,7 +107,7 @@ def train(config, task, network, found, step_cell, rates, folder):
         raise RunStopped(f"{folder.path}: cannot be written: {error.strerror}; {_last_good(state, checkpoints)}") from None
 
 
-def _evaluate(config, task, network, step_cell):
+def _evaluate(task, network, step_cell):
     """The task's figures, and those of the averaged weights with "_ema" to their names."""
     figures = task.evaluate(network)
     if step_cell.average is not None:
@@ -125,9 +128,15 @@ def _last_good(state, checkpoints):
 
 
 @contextmanager
-def _sigterm():
-    """Within the block SIGTERM does not end the process: it fills the list that the block is given."""
+def _sigterm(ranks):
+    """Within the block SIGTERM does not end the process: it fills the list that the block is given.
+
+    With several ranks it ends the process as usual: a rank that waits for others which are gone could not answer.
+    """
     received = []
+    if ranks.size > 1:
+        yield received
+        return
     before = signal.signal(signal.SIGTERM, lambda *_: received.append(True))
     try:
         yield received

@@ -35,7 +35,32 @@ def atomic_path(path):
             os.close(parent)
 
 
-class RunFolder:
+class NoFolder:
+    """The run's folder to the ranks that only read it."""
+
+    def __init__(self, config):
+        self.path = Path(config.output_dir)
+
+    def summary(self):
+        """The summary of a finished run, or None."""
+        path = self.path / "summary.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+    def log(self, event, **figures):
+        """Nothing."""
+
+    def metrics_length(self):
+        """Nothing: 0."""
+        return 0
+
+    def cut_metrics(self, length):
+        """Nothing."""
+
+    def finish(self, summary):
+        """Nothing."""
+
+
+class RunFolder(NoFolder):
     """The files of one training run.
 
     Args:
@@ -50,12 +75,11 @@ class RunFolder:
     """
 
     def __init__(self, config, overwrite=False, resume=False, allow_changes=False):
-        self.path = Path(config.output_dir)
-        self.metrics_path = self.path / "metrics.jsonl"
-        self.summary_path = self.path / "summary.json"
+        super().__init__(config)
+        metrics_path = self.path / "metrics.jsonl"
         config_path = self.path / "config.yaml"
-        earlier = [path for path in (self.summary_path, self.path / "checkpoints", self.path / "last.ckpt",
-                                     self.path / "best.ckpt", self.metrics_path) if path.exists()]
+        earlier = [path for path in (self.path / "summary.json", self.path / "checkpoints", self.path / "last.ckpt",
+                                     self.path / "best.ckpt", metrics_path) if path.exists()]
         if earlier and not (overwrite or resume):
             raise UserError(f"output_dir: {self.path} already holds a run ({', '.join(path.name for path in earlier)}); "
                             "choose another folder, let it go on with --resume auto, or replace it with --overwrite")
@@ -74,13 +98,9 @@ class RunFolder:
             for left_behind in self.path.rglob(f"{UNFINISHED}*"):  # by a run that was killed
                 shutil.rmtree(left_behind)
             self._write_text("config.yaml", dump_config(config))
-            self._metrics = open(self.metrics_path, "ab")
+            self._metrics = open(metrics_path, "ab")
         except OSError as error:
             raise UserError(f"output_dir: {self.path} cannot be written: {error.strerror}") from None
-
-    def summary(self):
-        """The summary of a finished run, or None."""
-        return json.loads(self.summary_path.read_text(encoding="utf-8")) if self.summary_path.exists() else None
 
     def log(self, event, **figures):
         """Append one line to metrics.jsonl."""

@@ -1,0 +1,170 @@
+"""Training on many devices: one process ("rank") each, started by MindSpore's msrun.
+
+Every rank holds the whole network and sees its own share of each global batch. What keeps the ranks one
+network: weights and masks come from rank 0 at the start, gradients are averaged before anything uses them,
+and every topology update ends with a comparison of digests.
+
+Everything here rests on AllReduce of float32, which MindSpore documents for Ascend, GPU and CPU alike;
+values that must arrive exactly (digests, counts, parameters) travel as bytes, one to a float32.
+"""
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+
+import mindspore as ms
+import numpy as np
+from mindspore import communication, nn, ops
+
+from rpg_ms.errors import UserError
+
+# The running statistics of nn.BatchNorm* and mint.nn.BatchNorm*: the parameters in which ranks may differ.
+STATISTICS = ("moving_mean", "moving_variance", "running_mean", "running_var")
+
+
+def join():
+    """This process's place among the ranks: `Ranks`.
+
+    Started by msrun (or with a rank table) it connects to the other ranks, and every rank but the first
+    prints nothing more to stdout. Started by hand it is the only one. To be called when the device is chosen
+    and before the first Tensor is made. In msrun's scheduler process it does not return.
+
+    Raises:
+        UserError: the other ranks cannot be reached.
+    """
+    by_rank_table = "RANK_TABLE_FILE" in os.environ and int(os.environ.get("RANK_SIZE", 1)) > 1
+    if "MS_ROLE" not in os.environ and not by_rank_table:
+        return ALONE
+    try:
+        communication.init()
+    except RuntimeError as error:
+        raise UserError(f"cannot join the other ranks: {str(error).splitlines()[0]}") from None
+    ranks = Ranks(communication.get_rank(), communication.get_group_size())
+    if ranks.rank > 0:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")
+    return ranks
+
+
+class Ranks:
+    """The ranks of a run as one of them sees them. With one rank nothing is sent and nothing changes.
+
+    Each method is a collective: all ranks call it, in the same order.
+
+    Args:
+        rank: this one's number, from 0.
+        size: how many there are.
+    """
+
+    def __init__(self, rank, size):
+        self.rank = rank
+        self.size = size
+
+    @property
+    def first(self):
+        """Whether this is the rank that writes and prints."""
+        return self.rank == 0
+
+    def meet(self):
+        """Wait until all ranks are here."""
+        self.gather(np.uint8(0))
+
+    def gather(self, value):
+        """Every rank's `value`, exactly: a NumPy array of any dtype and shape in, `[size, *shape]` out."""
+        value = np.asarray(value)
+        sent = np.zeros((self.size, value.nbytes), np.float32)
+        sent[self.rank] = _bytes(value)
+        return self._sum(sent).astype(np.uint8).view(value.dtype).reshape(self.size, *value.shape)
+
+    def broadcast(self, network):
+        """Give every parameter of `network` (weights, statistics, masks) its value on rank 0, to the bit."""
+        if self.size == 1:
+            return
+        for parameter in network.get_parameters():
+            value = parameter.asnumpy()
+            sent = _bytes(value).astype(np.float32) if self.first else np.zeros(value.nbytes, np.float32)
+            received = self._sum(sent).astype(np.uint8).view(value.dtype).reshape(value.shape)
+            ops.assign(parameter, ms.Tensor(received, parameter.dtype))
+
+    def average_statistics(self, network):
+        """Replace the running statistics of batch norms by their mean over the ranks.
+
+        Each rank's batch norm follows its own share of the data. For the variance the mean leaves out how
+        much the ranks' means differ, which is little: each has averaged over many batches of one shuffled
+        dataset. The running averages are linear, so averaging now and again later gives what averaging later
+        alone would.
+        """
+        if self.size == 1:
+            return
+        for parameter in network.get_parameters():
+            if parameter.name.endswith(STATISTICS):
+                mean = self.gather(parameter.asnumpy()).mean(axis=0, dtype=np.float64)
+                ops.assign(parameter, ms.Tensor(mean, parameter.dtype))
+
+    def check_equal(self, network, step):
+        """The digest (hexadecimal) of the weights and masks, the same on all ranks.
+
+        Raises:
+            UserError: the ranks differ: names the step and those that disagree with rank 0. On all ranks.
+        """
+        digest = weights_digest(network)
+        digests = self.gather(np.frombuffer(digest, np.uint8))
+        odd = [str(rank) for rank in range(self.size) if not np.array_equal(digests[rank], digests[0])]
+        if odd:
+            raise UserError("weights or masks differ between the ranks after the topology update at step "
+                            f"{step}: rank {', '.join(odd)} of {self.size} against rank 0")
+        return digest.hex()
+
+    def mean_of_gradients(self):
+        """A Cell that averages a tuple of gradients over the ranks, or None with one rank."""
+        return MeanOfGradients(self.size) if self.size > 1 else None
+
+    def _sum(self, array):
+        if self.size == 1:
+            return array
+        return ops.AllReduce()(ms.Tensor(np.ascontiguousarray(array, np.float32))).asnumpy()
+
+
+ALONE = Ranks(0, 1)
+
+
+class MeanOfGradients(nn.Cell):
+    """The mean of a tuple of gradients over the ranks.
+
+    They travel as one float32 vector: one collective a step, so there is no order of collectives to agree on.
+
+    Args:
+        size: how many ranks there are.
+    """
+
+    def __init__(self, size):
+        super().__init__(auto_prefix=False)
+        self.all_reduce = ops.AllReduce()
+        self.share = 1.0 / size
+
+    def construct(self, gradients):
+        flat = ()
+        for gradient in gradients:
+            flat += (gradient.astype(ms.float32).reshape(-1),)
+        total = self.all_reduce(ops.concat(flat)) * self.share
+        means = ()
+        start = 0
+        for gradient in gradients:
+            end = start + gradient.size
+            means += (total[start:end].reshape(gradient.shape).astype(gradient.dtype),)
+            start = end
+        return means
+
+
+def weights_digest(network):
+    """BLAKE2b, 16 bytes, of names and values of all parameters (weights, masks) but statistics."""
+    digest = hashlib.blake2b(digest_size=16)
+    for parameter in network.get_parameters():
+        if not parameter.name.endswith(STATISTICS):
+            digest.update(parameter.name.encode())
+            digest.update(_bytes(parameter.asnumpy()).data)
+    return digest.digest()
+
+
+def _bytes(array):
+    return np.frombuffer(np.ascontiguousarray(array).tobytes(), np.uint8)

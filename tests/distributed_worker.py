@@ -1,0 +1,136 @@
+"""What one rank does in test_distributed.py: python distributed_worker.py MODE FOLDER, under msrun.
+
+Writes what it saw to FOLDER/rank_N.json.
+"""
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import rpg_ms  # noqa: E402,F401  its environment variables come before mindspore
+import mindspore as ms  # noqa: E402
+import numpy as np  # noqa: E402
+from mindcv.optim import create_optimizer  # noqa: E402
+from mindspore import nn, ops  # noqa: E402
+
+from rpg_ms.cells import SparseTrainStep, sparsify  # noqa: E402
+from rpg_ms.config import load_config  # noqa: E402
+from rpg_ms.errors import UserError  # noqa: E402
+from rpg_ms.models import create_model  # noqa: E402
+from rpg_ms.pruning.calendar import UpdateCalendar  # noqa: E402
+from rpg_ms.rank import RankLoss  # noqa: E402
+from rpg_ms.tasks import Classification  # noqa: E402
+from rpg_ms.training import distributed  # noqa: E402
+
+CALENDAR = UpdateCalendar(total_steps=5, update_every=2, prune_until=0.8, freeze_after=0.8, density=0.2)
+GLOBAL_BATCH = 16
+
+
+class Net(nn.Cell):
+    """Without batch norm, whose statistics are those of a rank's own batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(2, 6, 3)
+        self.conv2 = nn.Conv2d(6, 8, 3, 2)
+        self.fc = nn.Dense(8, 3)
+
+    def construct(self, x):
+        return self.fc(ops.relu(self.conv2(ops.relu(self.conv1(x)))).mean((2, 3)))
+
+
+class WithLoss(nn.Cell):
+    def __init__(self, network):
+        super().__init__(auto_prefix=False)
+        self.network = network
+
+    def construct(self, x, y):
+        return ops.cross_entropy(self.network(x), y)
+
+
+def batch(step, rank, size):
+    """This rank's share of the global batch of a step."""
+    rng = np.random.default_rng(step)
+    images = rng.standard_normal((GLOBAL_BATCH, 2, 6, 6)).astype(np.float32)
+    labels = rng.integers(0, 3, GLOBAL_BATCH).astype(np.int32)
+    mine = slice(rank * GLOBAL_BATCH // size, (rank + 1) * GLOBAL_BATCH // size)
+    return ms.Tensor(images[mine]), ms.Tensor(labels[mine])
+
+
+def trained(network, found, ranks):
+    """Five steps: `losses`, `masks` and `digests` (of weights and masks) of each, the final weights."""
+    optimizer = create_optimizer(network.trainable_params(), "momentum", lr=0.1, momentum=0.9)
+    step = SparseTrainStep(WithLoss(network), optimizer, found.layers, CALENDAR, 0.3,
+                           rank_loss=RankLoss(0.2, "gram"), rank_weight=0.5, reduce=ranks.mean_of_gradients())
+    step.set_train()
+    losses, masks, digests = [], [], []
+    for number in range(1, 6):
+        loss = step(*batch(number, ranks.rank, ranks.size))
+        losses.append(float(ranks.gather(loss.asnumpy()).mean()))
+        masks.append([np.packbits(layer.mask.asnumpy()).tobytes().hex() for layer in found.layers])
+        digests.append(distributed.weights_digest(network).hex())
+    weights = [parameter.asnumpy().ravel().tolist() for parameter in network.trainable_params()]
+    return {"losses": losses, "masks": masks, "digests": digests, "weights": weights}
+
+
+def build(seed):
+    ms.set_seed(seed)
+    network = Net()
+    return network, sparsify(network)
+
+
+def evaluate(config_file, ranks):
+    """Top-1 of an untrained network that is the same everywhere, and the labels this rank saw."""
+    task = Classification(load_config(config_file), ranks)
+    ms.set_seed(7)
+    network = create_model("cifar_resnet8", 10, 1)
+    sparsify(network)
+    labels = np.concatenate([labels.asnumpy() for _, labels in task.test_batches()])
+    return {**task.evaluate(network), "labels": labels[labels >= 0].tolist(),
+            "steps_per_epoch": task.steps_per_epoch}
+
+
+def main():
+    mode, folder = sys.argv[1], Path(sys.argv[2])
+    ms.set_device("CPU")
+    ms.set_context(mode=ms.GRAPH_MODE if mode == "graph" else ms.PYNATIVE_MODE)
+    ms.set_deterministic(True)
+    ranks = distributed.join()
+    print("printed by rank", ranks.rank)
+    seen = {"size": ranks.size}
+
+    values = [np.array([2**62 + ranks.rank, -1]), np.float64(np.pi * (ranks.rank + 1)),
+              np.array([[ranks.rank == 1]]), np.float32([-0.0, np.nan, 1e-45])]
+    seen["gathered"] = [ranks.gather(value).tobytes().hex() for value in values]
+
+    network, found = build(100 + ranks.rank)
+    seen["own"] = distributed.weights_digest(network).hex()
+    ranks.broadcast(network)
+    seen["broadcast"] = distributed.weights_digest(network).hex()
+    seen["trained"] = trained(network, found, ranks)
+
+    seen["agreed"] = ranks.check_equal(network, 5)
+    if ranks.rank == 1:
+        weight = network.fc.weight.asnumpy().copy()
+        weight.flat[0] = np.nextafter(weight.flat[0], np.float32(1))
+        ops.assign(network.fc.weight, ms.Tensor(weight))
+    try:
+        ranks.check_equal(network, 6)
+    except UserError as error:
+        seen["divergence"] = str(error)
+
+    norm = nn.BatchNorm2d(2)
+    ops.assign(norm.moving_mean, ms.Tensor([ranks.rank, 5.0], ms.float32))
+    ops.assign(norm.gamma, ms.Tensor([ranks.rank, 5.0], ms.float32))
+    ranks.average_statistics(norm)
+    seen["moving_mean"], seen["gamma"] = norm.moving_mean.asnumpy().tolist(), norm.gamma.asnumpy().tolist()
+
+    seen["evaluation"] = evaluate(folder / "eval.yaml", ranks)
+    if ranks.first:  # last, when nobody waits for it
+        seen["alone"] = trained(*build(100), distributed.ALONE)
+    (folder / f"rank_{ranks.rank}.json").write_text(json.dumps(seen))
+
+
+if __name__ == "__main__":
+    main()
