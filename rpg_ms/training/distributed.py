@@ -96,8 +96,8 @@ class Ranks:
         """
         if self.size == 1:
             return
-        for parameter in network.get_parameters():
-            if parameter.name.endswith(STATISTICS):
+        for name, parameter in network.parameters_and_names():
+            if name.endswith(STATISTICS):
                 mean = self.gather(parameter.asnumpy()).mean(axis=0, dtype=np.float64)
                 ops.assign(parameter, ms.Tensor(mean, parameter.dtype))
 
@@ -159,9 +159,9 @@ class MeanOfGradients(nn.Cell):
 def weights_digest(network):
     """BLAKE2b, 16 bytes, of names and values of all parameters (weights, masks) but statistics."""
     digest = hashlib.blake2b(digest_size=16)
-    for parameter in network.get_parameters():
-        if not parameter.name.endswith(STATISTICS):
-            digest.update(parameter.name.encode())
+    for name, parameter in network.parameters_and_names():
+        if not name.endswith(STATISTICS):
+            digest.update(name.encode())
             digest.update(_bytes(parameter.asnumpy()).data)
     return digest.digest()
 
