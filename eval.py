@@ -9,7 +9,7 @@ from rpg_ms.errors import front_door
 def main():
     parser = OneLineParser(description=__doc__)
     add_shared_arguments(parser)
-    parser.add_argument("--checkpoint_path", required=True, help="checkpoint of a training run")
+    parser.add_argument("--checkpoint_path", required=True, help="checkpoint of a training run, or a file of weights")
     args = parser.parse_args()
     config = load_config(args.config, args.set, seed=args.seed, device_target=args.device_target,
                          output_dir=args.output_dir)
@@ -20,7 +20,7 @@ def main():
     device.set_up(config)
     task = Classification(config)
     network, found = build.build_network(config, task)
-    state = checkpoint.load_network(args.checkpoint_path, network, config.model.name)
+    state = checkpoint.load_network(args.checkpoint_path, network, found, config.model.name)
     figures = task.evaluate(network)
     print(json.dumps({**figures, "density": found.density, "nonzero": found.nonzero, "prunable": found.prunable,
                       "steps": state["step"], "seconds": state["seconds"]}))

@@ -9,7 +9,7 @@ from rpg_ms.errors import front_door
 def main():
     parser = OneLineParser(description=__doc__)
     add_shared_arguments(parser)
-    parser.add_argument("--checkpoint_path", required=True, help="checkpoint of a training run")
+    parser.add_argument("--checkpoint_path", required=True, help="checkpoint of a training run, or a file of weights")
     parser.add_argument("--file_format", choices=("MINDIR", "ONNX", "AIR"), default="MINDIR")
     parser.add_argument("--file_name", required=True, help="file to write; the extension may be left out")
     parser.add_argument("--batch_size", type=int, default=1, help="batch of the exported network (default 1)")
@@ -27,7 +27,7 @@ def main():
     device.set_up(config)
     task = Classification(config)
     network, found = build.build_network(config, task)
-    checkpoint.load_network(args.checkpoint_path, network, config.model.name)
+    checkpoint.load_network(args.checkpoint_path, network, found, config.model.name)
     images = task.test_images(max(args.batch_size, 64))
     print(json.dumps(export(network, found, images, args.file_format, args.file_name, args.batch_size,
                             args.dynamic_batch)))

@@ -21,7 +21,7 @@ def main():
 
     target = device.set_up(config)
     task = Classification(config)
-    network, found = build.build_network(config, task)
+    network, found = build.build_network(config, task, config.model.pretrained)
     step, rates = build.build_train_step(config, task, network, found.layers, target)
     folder = RunFolder(config, args.overwrite)
     print(f"{config.model.name} on {config.data.name}: {len(found.layers)} layers, {found.prunable} prunable weights, "

@@ -59,7 +59,18 @@ def create_model(name, num_classes, in_channels, image_size=224, width=1.0, pool
         network.max_pool = _PaddedMaxPool()
     elif pool_padding != "pytorch" and not isinstance(network, ResNet):
         raise UserError(f"model.pool_padding: {pool_padding} is for mindcv's ResNets, not for {name}")
+    _name_by_place(network)
     return network
+
+
+def _name_by_place(network):
+    """Name every Parameter by its place in the network: in some of mindcv's networks the two differ, and MindSpore
+    saves by place but loads by name. The old names, in use in mindcv's checkpoints, are kept in `former_names`.
+    """
+    network.former_names = {}
+    for place, parameter in network.parameters_and_names():
+        network.former_names[parameter.name] = place
+        parameter.name = place
 
 
 class _PaddedMaxPool(nn.Cell):

@@ -11,19 +11,27 @@ from rpg_ms.pruning.allocation import ALLOCATIONS
 from rpg_ms.pruning.calendar import UpdateCalendar
 from rpg_ms.pruning.methods import METHODS
 from rpg_ms.rank import RankLoss
+from rpg_ms.weights import load_weights
 
 
-def build_network(config, task):
-    """The network of a configuration with its masks: `(network, Sparsified)`. Masks are all ones.
+def build_network(config, task, pretrained=None):
+    """The network of a configuration with its masks: `(network, Sparsified)`.
+
+    Masks are all ones, unless `pretrained`, a file of weights to start from, holds a pruned network.
 
     Raises:
-        UserError: an unknown network, or exclusions that match nothing.
+        UserError: an unknown network, exclusions that match nothing, or weights that do not fit.
     """
-    network = create_model(config.model.name, task.classes, task.input_shape[0])
+    model, (channels, size, _) = config.model, task.input_shape
+    network = create_model(model.name, task.classes, channels, size, model.width, model.pool_padding)
     try:
-        return network, sparsify(network, config.pruning.exclude)
+        found = sparsify(network, config.pruning.exclude)
     except ValueError as error:
         raise UserError(f"pruning.exclude: {error}") from None
+    if pretrained is not None:
+        load_weights(pretrained, network, found, model.pretrained_allow, model.pretrained_entry,
+                     "model.pretrained_allow")
+    return network, found
 
 
 def learning_rates(config, steps_per_epoch):

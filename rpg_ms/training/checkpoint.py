@@ -15,6 +15,7 @@ import mindspore as ms
 
 from rpg_ms.errors import UserError, one_line
 from rpg_ms.training.run_folder import atomic_path
+from rpg_ms.weights import load_weights
 
 OPTIMIZER = "optimizer:"
 STATE = "rpg_state"
@@ -48,15 +49,19 @@ def optimizer_state(optimizer):
             if id(parameter) not in weights and "learning_rate" not in name}
 
 
-def load_network(path, network, model_name):
-    """Read a checkpoint's network parameters into `network` and return the checkpoint's state.
+def load_network(path, network, found, model_name):
+    """Read a file's network parameters into `network` and return the checkpoint's state.
+
+    Besides checkpoints of training runs this takes any file of weights (`rpg_ms.weights.load_weights`), whose state
+    has neither step nor time.
 
     Raises:
-        UserError: the file is missing, damaged, no checkpoint of this package, or of another network.
+        UserError: the file is missing, damaged, or of another network.
     """
     values = _read(path)
     if not isinstance(values.get(STATE), str):
-        raise UserError(f"{path}: a MindSpore checkpoint, but not one of a training run of this package")
+        load_weights(path, network, found)
+        return {"step": None, "seconds": None}
     state = json.loads(values.pop(STATE))
     values = {name: value for name, value in values.items() if not name.startswith(OPTIMIZER)}
     wanted = {name: tuple(parameter.shape) for name, parameter in network.parameters_and_names()}
@@ -77,6 +82,7 @@ def load_network(path, network, model_name):
 
 
 def _read(path):
+    """The content of a checkpoint with a checksum; nothing of any other file."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: {'a directory, not a checkpoint' if path.is_dir() else 'no such checkpoint'}")
@@ -86,7 +92,7 @@ def _read(path):
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     if content[-17:-10] != b"crc_num":
-        raise UserError(f"{path}: no checksum at its end: truncated, or not a checkpoint of this package")
+        return {}
     if binascii.crc32(content[:-17]) != int.from_bytes(content[-10:], "big"):
         raise UserError(f"{path}: damaged: its checksum is wrong")
     try:

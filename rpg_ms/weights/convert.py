@@ -5,17 +5,21 @@ because mindcv and torchvision chose other names, is in `FAMILIES`.
 """
 from __future__ import annotations
 
+import os
 import re
 from fnmatch import fnmatchcase
+from pathlib import Path
 
 import mindspore as ms
 import numpy as np
 from mindcv.models.mobilenetv2 import MobileNetV2
 from mindcv.models.resnet import ResNet
 from mindspore import nn
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
 
 from rpg_ms.cells.masked import set_topology
-from rpg_ms.errors import UserError
+from rpg_ms.errors import UserError, one_line
 from rpg_ms.weights.files import COUNTERS, read_weights, shorten
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.LayerNorm, nn.GroupNorm,
@@ -84,6 +88,32 @@ def to_pytorch(network):
     return {**weights, **counters}
 
 
+def write_weights(path, network):
+    """Write a network's weights without masks: a MindSpore checkpoint if `path` ends with .ckpt, and if it ends with
+    .safetensors a file under PyTorch's names for `safetensors.torch.load_file`.
+
+    Raises:
+        UserError: another ending, or a file that cannot be written.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".safetensors":
+            save_file(to_pytorch(network), str(temporary), {"format": "pt"})
+        elif path.suffix == ".ckpt":
+            ms.save_checkpoint([{"name": parameter.name, "data": parameter} for parameter in network.get_parameters()
+                                if not parameter.name.endswith(MASK)], str(temporary))
+            temporary.chmod(0o644)
+        else:
+            raise UserError(f"{path}: weights are written to a .ckpt or a .safetensors file")
+        os.replace(temporary, path)
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        raise UserError(f"{path}: cannot be written: {one_line(str(error))}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def load_weights(path, network, found, allow=(), entry=None, allow_with=None):
     """Load a file into a network; every tensor of both is used, unless the difference is allowed.
 
@@ -107,7 +137,9 @@ def load_weights(path, network, found, allow=(), entry=None, allow_with=None):
     tensors = read_weights(path, entry)
     parameters = {parameter.name: parameter for parameter in network.get_parameters()}
     pytorch = pytorch_names(network)
-    ours = _our_names(tensors, parameters, pytorch)
+    namings = ({name: name for name in parameters}, {name: own for own, name in pytorch.items()},
+               getattr(network, "former_names", {}))
+    ours = _our_names(tensors, namings)
     values = {ours[name]: value for name, value in tensors.items() if name in ours}
     for _, cell in network.cells_and_names():
         if isinstance(cell, CONV_1D) and np.ndim(values.get(cell.weight.name)) == 3:
@@ -131,16 +163,15 @@ def load_weights(path, network, found, allow=(), entry=None, allow_with=None):
         raise UserError(f"{path} does not fit the network: {listed}{hint}")
 
     for name, value in fitting.items():
-        dtype = np.dtype(ms.dtype_to_nptype(parameters[name].dtype))
-        if (value.dtype.kind == "f") != (dtype.kind == "f"):
-            raise UserError(f"{path}: {name} is {value.dtype}, {dtype} is needed")
-        parameters[name].set_data(ms.Tensor(np.ascontiguousarray(value, dtype)))
+        parameter = parameters[name]
+        if (value.dtype.kind == "f") != parameter.is_floating_point():
+            raise UserError(f"{path}: {name} is {value.dtype} in the file and {parameter.dtype} in the network")
+        parameter.set_data(ms.Tensor(np.ascontiguousarray(value), parameter.dtype))
     _set_masks([layer for layer in found.layers if layer.weight.name in fitting], fitting)
 
 
-def _our_names(names, parameters, pytorch):
+def _our_names(names, namings):
     """`{name in the file: Parameter's name}` for all names that have one, by the naming that knows the most."""
-    namings = ({name: name for name in parameters}, {name: own for own, name in pytorch.items()})
     short, best = {name: name for name in names}, {}
     while True:
         for naming in namings:

@@ -7,7 +7,6 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 import safetensors
-from safetensors.numpy import save_file
 
 from rpg_ms.errors import UserError, one_line
 from rpg_ms.weights.pytorch_file import is_pytorch, read_pytorch, to_array
@@ -51,11 +50,6 @@ def read_weights(path, entry=None):
     if entry is not None:
         raise UserError(f"{path}: {entry!r} cannot be taken from it, only PyTorch's files have entries")
     return read(path)
-
-
-def write_safetensors(path, weights):
-    """Write `{name: array}` to a file that `safetensors.torch.load_file` reads."""
-    save_file({name: np.ascontiguousarray(value) for name, value in weights.items()}, str(path), {"format": "pt"})
 
 
 def _read_state_dict(path, entry):
