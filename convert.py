@@ -14,11 +14,14 @@ def main():
     parser.add_argument("--model", required=True, help="network, as model.name in a configuration")
     parser.add_argument("--from", dest="source", required=True, help="file to read")
     parser.add_argument("--to", dest="target", required=True, help="file to write, .ckpt or .safetensors")
-    parser.add_argument("--num_classes", type=int, default=1000, help="width of the classifier (default 1000)")
+    parser.add_argument("--num_classes", type=int, default=1000,
+                        help="width of the classifier (default 1000)")
     parser.add_argument("--in_channels", type=int, default=3, help="channels of the images (default 3)")
-    parser.add_argument("--image_size", type=int, default=224, help="size of the images, where it matters (default 224)")
+    parser.add_argument("--image_size", type=int, default=224,
+                        help="size of the images, where it matters (default 224)")
     parser.add_argument("--width", type=float, default=1.0, help="factor on the channels of a CIFAR ResNet")
-    parser.add_argument("--entry", help="which entry of a PyTorch checkpoint (default: the averaged weights, if any)")
+    parser.add_argument("--entry",
+                        help="which entry of a PyTorch checkpoint (default: the averaged weights, if any)")
     parser.add_argument("--allow", action="append", default=[], metavar="PATTERN",
                         help="names that may be missing, unused or of another shape; may be repeated")
     args = parser.parse_args()
@@ -36,8 +39,8 @@ def main():
     found = sparsify(network)
     load_weights(args.source, network, found, args.allow, args.entry, "--allow")
     write_weights(args.target, network)
-    print(json.dumps({"file": args.target, "model": args.model, "density": found.density, "nonzero": found.nonzero,
-                      "prunable": found.prunable}))
+    print(json.dumps({"file": args.target, "model": args.model, "density": found.density,
+                      "nonzero": found.nonzero, "prunable": found.prunable}))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ from rpg_ms.errors import front_door
 def main():
     parser = OneLineParser(description=__doc__)
     add_shared_arguments(parser)
-    parser.add_argument("--checkpoint_path", required=True, help="checkpoint of a training run, or a file of weights")
+    parser.add_argument("--checkpoint_path", required=True,
+                        help="checkpoint of a training run, or a file of weights")
     args = parser.parse_args()
     config = load_config(args.config, args.set, seed=args.seed, device_target=args.device_target,
                          output_dir=args.output_dir)

@@ -9,7 +9,8 @@ from rpg_ms.errors import front_door
 def main():
     parser = OneLineParser(description=__doc__)
     add_shared_arguments(parser)
-    parser.add_argument("--checkpoint_path", required=True, help="checkpoint of a training run, or a file of weights")
+    parser.add_argument("--checkpoint_path", required=True,
+                        help="checkpoint of a training run, or a file of weights")
     parser.add_argument("--file_format", choices=("MINDIR", "ONNX", "AIR"), default="MINDIR")
     parser.add_argument("--file_name", required=True, help="file to write; the extension may be left out")
     parser.add_argument("--batch_size", type=int, default=1, help="batch of the exported network (default 1)")

@@ -28,14 +28,14 @@ def create_model(name, num_classes, in_channels, image_size=224, width=1.0, pool
     """A network by name, with fresh weights.
 
     Args:
-        name: one of `MODELS`, any name mindcv knows, or `module:function` of the user's own, imported from the
-            working directory and called with those of `num_classes`, `in_channels` and `image_size` that it takes.
+        name: one of `MODELS`, any name mindcv knows, or `module:function` of the user's own, imported from
+            the working directory and called with what it takes of `num_classes`, `in_channels`, `image_size`.
         num_classes: width of the classifier.
         in_channels: channels of the images.
         image_size: height and width of the images, for the networks that are built for one size.
         width: factor on the channels of a CIFAR ResNet.
-        pool_padding: how mindcv's ResNets pad the image before their max pooling: "pytorch" (both sides, as in the
-            paper and in PyTorch) or "mindcv" (right and bottom only, what weights trained with mindcv expect).
+        pool_padding: how mindcv's ResNets pad before their max pooling: "pytorch" (on every side) or "mindcv"
+            (right and bottom only, what weights trained with mindcv expect).
 
     Raises:
         UserError: an unknown name, or a network that cannot be built like this.
@@ -43,8 +43,8 @@ def create_model(name, num_classes, in_channels, image_size=224, width=1.0, pool
     if width != 1 and name not in CIFAR_RESNETS:
         raise UserError(f"model.width: {width:g} is for {', '.join(CIFAR_RESNETS)}, not for {name}")
     if name in CIFAR_RESNETS:
-        network = CifarResNet(num_classes=num_classes, in_channels=in_channels, width=max(1, round(16 * width)),
-                              **CIFAR_RESNETS[name])
+        network = CifarResNet(num_classes=num_classes, in_channels=in_channels,
+                              width=max(1, round(16 * width)), **CIFAR_RESNETS[name])
     elif name == "cifar_vgg19":
         _at_least(name, image_size, 16)
         network = CifarVGG19(num_classes, in_channels)
@@ -64,8 +64,8 @@ def create_model(name, num_classes, in_channels, image_size=224, width=1.0, pool
 
 
 def _name_by_place(network):
-    """Name every Parameter by its place in the network: in some of mindcv's networks the two differ, and MindSpore
-    saves by place but loads by name. The old names, in use in mindcv's checkpoints, are kept in `former_names`.
+    """Name every Parameter by its place in the network: in some of mindcv's networks the two differ, and
+    MindSpore saves by place but loads by name. `former_names` keeps the names that mindcv's checkpoints have.
     """
     network.former_names = {}
     for place, parameter in network.parameters_and_names():
@@ -74,7 +74,7 @@ def _name_by_place(network):
 
 
 class _PaddedMaxPool(nn.Cell):
-    """3x3 max pooling of stride 2, one pixel padded on every side; inputs are not negative, so zeros are neutral."""
+    """3x3 max pooling of stride 2, padded by one on every side; zeros do, as no input is negative."""
 
     def __init__(self):
         super().__init__()
@@ -87,7 +87,8 @@ class _PaddedMaxPool(nn.Cell):
 
 def _at_least(name, image_size, smallest):
     if image_size < smallest:
-        raise UserError(f"model.name: {name} takes images of at least {smallest} pixels a side, not {image_size}")
+        raise UserError(f"model.name: {name} takes images of at least {smallest} pixels a side, "
+                        f"not {image_size}")
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -121,13 +122,13 @@ def _from_mindcv(name, num_classes, in_channels, image_size):
     cells = [cell for _, cell in network.cells_and_names()]
     first = next((cell for cell in cells if isinstance(cell, nn.Conv2d)), None)
     if first is not None and first.in_channels != in_channels:
-        raise UserError(f"model.name: {name} of mindcv takes images of {first.in_channels} channels only, not "
-                        f"{in_channels}")
+        raise UserError(f"model.name: {name} of mindcv takes images of {first.in_channels} channels only, "
+                        f"not {in_channels}")
     patches = next((cell for cell in cells if type(cell).__name__ == "PatchEmbed"), None)
     built_for = getattr(patches, "image_size", None)
     if built_for is not None and tuple(built_for) != (image_size, image_size):
-        raise UserError(f"model.name: {name} of mindcv takes images of {built_for[0]} x {built_for[1]} pixels only, "
-                        f"not {image_size} x {image_size}")
+        raise UserError(f"model.name: {name} of mindcv takes images of {built_for[0]} x {built_for[1]} pixels "
+                        f"only, not {image_size} x {image_size}")
     return network
 
 
@@ -151,7 +152,8 @@ def _users_own(name, **arguments):
     except Exception as error:
         if isinstance(error, ModuleNotFoundError) and module_name.split(".")[0] == error.name:
             raise UserError(f"model.name: {name}: no module {module_name} in {os.getcwd()}") from None
-        raise UserError(f"model.name: {name}: {module_name} cannot be imported: {_in_one_line(error)}") from error
+        raise UserError(f"model.name: {name}: {module_name} cannot be imported: "
+                        f"{_in_one_line(error)}") from error
     build = getattr(module, function_name, None)
     if not callable(build):
         raise UserError(f"model.name: {name}: {module.__file__} has no function {function_name}")

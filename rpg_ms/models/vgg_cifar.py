@@ -1,4 +1,4 @@
-"""VGG-19 with batch norm for small images, as the pruning literature has it (Liu et al. 2019, arXiv 1810.05270)."""
+"""VGG-19 with batch norm for small images, as in the pruning literature (Liu et al. 2019, arXiv 1810.05270)."""
 from __future__ import annotations
 
 from mindspore import nn

@@ -10,8 +10,8 @@ from mindspore import nn
 def deit_small(num_classes=1000, in_channels=3, image_size=224):
     """DeiT-S without the distillation token: embedding 384, depth 12, 6 heads, patches of 16 x 16 pixels.
 
-    Exact GELU and an epsilon of 1e-6, as in the weights that were published; stochastic depth 0.1, as in their
-    training. Takes images `[batch, in_channels, image_size, image_size]`, returns logits `[batch, num_classes]`.
+    Exact GELU and an epsilon of 1e-6, as in the published weights; stochastic depth 0.1, as in their training.
+    Takes images `[batch, in_channels, image_size, image_size]`, returns logits `[batch, num_classes]`.
     """
     return VisionTransformer(
         image_size=image_size, patch_size=16, in_channels=in_channels, embed_dim=384, depth=12, num_heads=6,

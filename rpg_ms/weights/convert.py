@@ -1,7 +1,7 @@
 """Weights from a file into a network, by MindSpore's or PyTorch's names, and out again under PyTorch's.
 
-Nearly all names follow from the layers: a batch norm's `gamma` is PyTorch's `weight`. What differs beyond that,
-because mindcv and torchvision chose other names, is in `FAMILIES`.
+Nearly all names follow from the layers: a batch norm's `gamma` is PyTorch's `weight`. What differs beyond
+that, because mindcv and torchvision chose other names, is in `FAMILIES`.
 """
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.La
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
 CONV_1D = (nn.Conv1d, nn.Conv1dTranspose)  # MindSpore keeps a height of 1 in their weights
 OWN_NAMES = (
-    (NORMS, {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}),
+    (NORMS, {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean",
+             "moving_variance": "running_var"}),
     ((nn.Embedding,), {"embedding_table": "weight"}),
     ((nn.PReLU,), {"w": "weight"}),
 )
@@ -37,7 +38,7 @@ PREFIXES = ("module.", "_orig_mod.", "model.")  # of DataParallel, torch.compile
 
 
 def _torchvision_mobilenet_v2(name):
-    """torchvision makes one module of a convolution, its norm and its activation; mindcv makes three layers."""
+    """torchvision makes one module of convolution, norm and activation where mindcv makes three layers."""
     if not name.startswith("features."):
         return name
     _, index, rest = name.split(".", 2)
@@ -58,8 +59,8 @@ FAMILIES = (
 
 
 def pytorch_names(network):
-    """`{name: PyTorch's name}` of every Parameter of a network but its masks: torchvision's where mindcv has the
-    same network, timm's for vision transformers, and otherwise what follows from the layers.
+    """`{name: PyTorch's name}` of every Parameter of a network but its masks: torchvision's for ResNet, VGG and
+    MobileNet-v2, timm's for vision transformers, and otherwise what follows from the layers.
     """
     family = next((rename for kind, rename in FAMILIES if isinstance(network, kind)), lambda name: name)
     names = {}
@@ -73,7 +74,7 @@ def pytorch_names(network):
 
 
 def to_pytorch(network):
-    """The network's weights as `{name: array}` under PyTorch's names and in its shapes; masks are left out."""
+    """The network's weights as `{name: array}`, PyTorch's names and shapes; masks are left out."""
     names, squeezed, counters = pytorch_names(network), set(), {}
     for _, cell in network.cells_and_names():
         if isinstance(cell, CONV_1D):
@@ -89,8 +90,8 @@ def to_pytorch(network):
 
 
 def write_weights(path, network):
-    """Write a network's weights without masks: a MindSpore checkpoint if `path` ends with .ckpt, and if it ends with
-    .safetensors a file under PyTorch's names for `safetensors.torch.load_file`.
+    """Write a network's weights without masks: a MindSpore checkpoint if `path` ends with .ckpt, and if it
+    ends with .safetensors a file under PyTorch's names for `safetensors.torch.load_file`.
 
     Raises:
         UserError: another ending, or a file that cannot be written.
@@ -102,8 +103,9 @@ def write_weights(path, network):
         if path.suffix == ".safetensors":
             save_file(to_pytorch(network), str(temporary), {"format": "pt"})
         elif path.suffix == ".ckpt":
-            ms.save_checkpoint([{"name": parameter.name, "data": parameter} for parameter in network.get_parameters()
-                                if not parameter.name.endswith(MASK)], str(temporary))
+            ms.save_checkpoint([{"name": parameter.name, "data": parameter}
+                                for parameter in network.get_parameters() if not parameter.name.endswith(MASK)],
+                               str(temporary))
             temporary.chmod(0o644)
         else:
             raise UserError(f"{path}: weights are written to a .ckpt or a .safetensors file")
@@ -111,23 +113,24 @@ def write_weights(path, network):
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise UserError(f"{path}: cannot be written: {one_line(str(error))}") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary.exists():
+            temporary.unlink()
 
 
 def load_weights(path, network, found, allow=(), entry=None, allow_with=None):
     """Load a file into a network; every tensor of both is used, unless the difference is allowed.
 
-    A file that carries masks (a checkpoint of this package) sets them. Otherwise the file tells by its zeros: if
-    more than 1 % of its prunable weights are exactly 0, it holds a pruned network, and every zero is masked. A dense
-    network has next to none.
+    A file that carries masks (a checkpoint of this package) sets them. Otherwise the file tells by its zeros:
+    if more than 1 % of its prunable weights are exactly 0, it holds a pruned network, and every zero is
+    masked. A dense network has next to none.
 
     Args:
-        path: file, as `read_weights` takes it; its names are MindSpore's or PyTorch's, whichever fit better, with or
-            without a wrapper's prefix.
+        path: file, as `read_weights` takes it; its names are MindSpore's or PyTorch's, whichever fit better,
+            with or without a wrapper's prefix.
         network: the network, not compiled yet.
         found: its `Sparsified`.
-        allow: patterns with shell wildcards for the names, on either side, of what may be unused, missing or of
-            another shape; the network keeps its own values there.
+        allow: patterns with shell wildcards for the names, on either side, of what may be unused, missing or
+            of another shape; the network keeps its own values there.
         entry: see `read_weights`.
         allow_with: where the user states `allow`, for the message.
 
@@ -165,19 +168,20 @@ def load_weights(path, network, found, allow=(), entry=None, allow_with=None):
     for name, value in fitting.items():
         parameter = parameters[name]
         if (value.dtype.kind == "f") != parameter.is_floating_point():
-            raise UserError(f"{path}: {name} is {value.dtype} in the file and {parameter.dtype} in the network")
-        parameter.set_data(ms.Tensor(np.ascontiguousarray(value), parameter.dtype))
+            raise UserError(f"{path}: {name} is {value.dtype} in the file, {parameter.dtype} in the network")
+        parameter.set_data(ms.Tensor(np.asarray(value, order="C"), parameter.dtype))
     _set_masks([layer for layer in found.layers if layer.weight.name in fitting], fitting)
 
 
 def _our_names(names, namings):
-    """`{name in the file: Parameter's name}` for all names that have one, by the naming that knows the most."""
+    """`{name in the file: Parameter's name}` for names that have one, by the naming that knows the most."""
     short, best = {name: name for name in names}, {}
     while True:
         for naming in namings:
             matched = {name: naming[short[name]] for name in names if short[name] in naming}
             best = max(best, matched, key=len)
-        prefix = next((prefix for prefix in PREFIXES if all(name.startswith(prefix) for name in short.values())), None)
+        prefix = next((prefix for prefix in PREFIXES
+                       if all(name.startswith(prefix) for name in short.values())), None)
         if prefix is None:
             return best
         short = {name: rest[len(prefix):] for name, rest in short.items()}

@@ -12,20 +12,20 @@ from rpg_ms.errors import UserError, one_line
 from rpg_ms.weights.pytorch_file import is_pytorch, read_pytorch, to_array
 
 # Where a training checkpoint keeps its network. Averaged weights come first: they are what is evaluated.
-ENTRIES = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "state_dict", "model_state_dict", "model", "net",
-           "network", "module")
+ENTRIES = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "state_dict", "model_state_dict", "model",
+           "net", "network", "module")
 COUNTERS = ("num_batches_tracked", "n_averaged")  # of batches: no weights
 OPTIMIZER = "optimizer:"  # names in this package's checkpoints that are not the network's
 
-SAFETENSORS_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "bfloat16", "I64": "<i8", "I32": "<i4",
-                      "I16": "<i2", "I8": "<i1", "U8": "<u1", "BOOL": "<b1"}
+SAFETENSORS_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "bfloat16", "I64": "<i8",
+                      "I32": "<i4", "I16": "<i2", "I8": "<i1", "U8": "<u1", "BOOL": "<b1"}
 
 
 def read_weights(path, entry=None):
     """The network in a file, as `{name: array}` in the file's order and under the file's names.
 
     Args:
-        path: a MindSpore checkpoint, a file of `torch.save` or a safetensors file, told apart by their content.
+        path: a MindSpore checkpoint, a file of `torch.save` or a safetensors file, told apart by content.
         entry: which entry of a wrapped PyTorch file to take; None for the first of `ENTRIES` that it has.
 
     Counters of batches are left out, and what in a checkpoint of this package is not the network's.
@@ -35,7 +35,7 @@ def read_weights(path, entry=None):
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"{path}: {'a directory, not a file of weights' if path.is_dir() else 'no such file'}")
+        raise UserError(f"{path}: {'a directory, not a file' if path.is_dir() else 'no such file'}")
     try:
         with open(path, "rb") as file:
             head = file.read(9)
@@ -77,7 +77,8 @@ def _read_safetensors(path):
                 for name, tensor in safetensors.deserialize(path.read_bytes())
                 if not name.endswith(COUNTERS)}
     except KeyError as error:
-        raise UserError(f"{path}: a tensor of type {error}; known are {', '.join(SAFETENSORS_DTYPES)}") from None
+        raise UserError(f"{path}: a tensor of type {error}, not one of "
+                        f"{', '.join(SAFETENSORS_DTYPES)}") from None
     except (safetensors.SafetensorError, ValueError) as error:
         raise UserError(f"{path}: not a safetensors file, or damaged: {one_line(str(error))}") from None
 
@@ -85,7 +86,8 @@ def _read_safetensors(path):
 def _read_mindspore(path):
     content = path.read_bytes()
     # A checkpoint may end with MindSpore's CRC-32 of what comes before.
-    if content[-17:-10] == b"crc_num" and binascii.crc32(content[:-17]) != int.from_bytes(content[-10:], "big"):
+    checksum = int.from_bytes(content[-10:], "big")
+    if content[-17:-10] == b"crc_num" and binascii.crc32(content[:-17]) != checksum:
         raise UserError(f"{path}: damaged: its checksum is wrong")
     try:
         if path.suffix != ".ckpt":

@@ -1,7 +1,7 @@
-"""PyTorch's own files (.pth, .pt, .th, .tar) read without PyTorch, and without running what a pickle asks for.
+"""PyTorch's own files (.pth, .pt, .th, .tar), read without PyTorch and without running what a pickle asks for.
 
-A pickle names functions and has them called. Here only the names in `ALLOWED` mean something, and none of them is
-imported: each stands for a few lines below that rebuild an array or a container. Anything else ends the reading.
+A pickle names functions and has them called. Here only the names in `ALLOWED` mean something, and none of them
+is imported: each stands for a few lines below that rebuild an array or a container. Any other ends the reading.
 """
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _Tensor = namedtuple("_Tensor", "storage offset shape strides")
 
 
 def is_pytorch(head):
-    """Whether a file that begins with these bytes is one of PyTorch's, or at least a pickle or a zip archive."""
+    """Whether a file that begins with these bytes is one of PyTorch's, or at least a pickle or zip archive."""
     return head[:4] == b"PK\x03\x04" or head[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
 def read_pytorch(path):
     """The content of a file written by `torch.save`: containers and plain values, tensors as NumPy arrays.
 
-    bfloat16 becomes float32; what is not data (optimizer groups, command lines) is kept only where it is plain.
+    bfloat16 becomes float32; command lines and NumPy scalars are passed over.
 
     Raises:
         UserError: damaged, big-endian, or a pickle that asks for anything but tensors and plain containers.
@@ -110,7 +110,7 @@ def _resolve(content, values):
         storage, offset, shape, strides = content
         flat = values(storage)
         if len(flat) != storage.size:
-            raise pickle.UnpicklingError(f"a storage of {len(flat)} values where {storage.size} were announced")
+            raise pickle.UnpicklingError(f"a storage of {len(flat)} values, announced were {storage.size}")
         last = offset + sum((length - 1) * stride for length, stride in zip(shape, strides))
         if len(shape) != len(strides) or min((offset, *shape, *strides)) < 0 or math.prod(shape) > len(flat):
             raise pickle.UnpicklingError(f"a tensor of shape {shape} and strides {strides}")
@@ -200,13 +200,14 @@ class _Unpickler(pickle.Unpickler):
 
     def find_class(self, module, name):
         if (module, name) not in ALLOWED:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is neither a tensor nor a plain "
-                                         "container")
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is neither a tensor nor a "
+                                         "plain container")
         return ALLOWED[module, name]
 
     def persistent_load(self, pid):
         kind, dtype, key, _, size, *view = pid
-        if kind != "storage" or dtype not in DTYPES.values() or type(size) is not int or not isinstance(key, str):
+        if (kind != "storage" or dtype not in DTYPES.values() or type(size) is not int
+                or not isinstance(key, str)):
             raise pickle.UnpicklingError("a stored object that is not a tensor's storage")
         if view and view[0] is not None:  # part of another storage, as PyTorch wrote before 0.4
             raise pickle.UnpicklingError("a storage that is a view of another")
