@@ -9,7 +9,8 @@ from rpg_ms.errors import front_door
 def main():
     parser = OneLineParser(description=__doc__)
     add_shared_arguments(parser)
-    parser.add_argument("--checkpoint_path", required=True, help="checkpoint of a training run")
+    parser.add_argument("--checkpoint_path", required=True,
+                        help="checkpoint of a training run, or a file of weights")
     parser.add_argument("--ema", action="store_true", help="take the moving average of the weights (train.ema_decay)")
     args = parser.parse_args()
     config = load_config(args.config, args.set, seed=args.seed, device_target=args.device_target,
@@ -22,7 +23,7 @@ def main():
     ranks = distributed.join()
     task = Classification(config, ranks)
     network, found = build.build_network(config, task)
-    state = checkpoint.load_network(args.checkpoint_path, network, args.ema)
+    state = checkpoint.load_network(args.checkpoint_path, network, found, args.ema)
     figures = task.evaluate(network)
     print(json.dumps({**figures, "density": found.density, "nonzero": found.nonzero, "prunable": found.prunable,
                       "steps": state["step"], "seconds": state["seconds"]}))

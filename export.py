@@ -9,7 +9,8 @@ from rpg_ms.errors import front_door
 def main():
     parser = OneLineParser(description=__doc__)
     add_shared_arguments(parser)
-    parser.add_argument("--checkpoint_path", required=True, help="checkpoint of a training run")
+    parser.add_argument("--checkpoint_path", required=True,
+                        help="checkpoint of a training run, or a file of weights")
     parser.add_argument("--ema", action="store_true", help="take the moving average of the weights (train.ema_decay)")
     parser.add_argument("--file_format", choices=("MINDIR", "ONNX", "AIR"), default="MINDIR")
     parser.add_argument("--file_name", required=True, help="file to write; the extension may be left out")
@@ -28,7 +29,7 @@ def main():
     device.set_up(config)
     task = Classification(config, distributed.ALONE)
     network, found = build.build_network(config, task, mixed_precision=False)
-    checkpoint.load_network(args.checkpoint_path, network, args.ema)
+    checkpoint.load_network(args.checkpoint_path, network, found, args.ema)
     images = task.test_images(max(args.batch_size, 64))
     print(json.dumps(export(network, found, images, args.file_format, args.file_name, args.batch_size,
                             args.dynamic_batch)))

@@ -32,7 +32,7 @@ def main():
     target = device.set_up(config)
     ranks = distributed.join()
     task = Classification(config, ranks)
-    network, found = build.build_network(config, task)
+    network, found = build.build_network(config, task, config.model.pretrained)
     ranks.broadcast(network)
     step, rates = build.build_train_step(config, task, network, found.layers, target, ranks)
     folder = RunFolder(config, args.overwrite, args.resume is not None, args.allow_changes) if ranks.first \

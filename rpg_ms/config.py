@@ -44,9 +44,21 @@ class Group(BaseModel):
 
 
 class ModelConfig(Group):
-    name: str = Field("resnet_small", min_length=1, description="Network: ours, or any of mindcv's.")
+    name: str = Field(
+        "resnet_small", min_length=1, description="Network: ours, any of mindcv's, or your own module:function."
+    )
     pretrained: Optional[str] = Field(
-        None, min_length=1, description="Checkpoint of a dense network to start from; null: from scratch."
+        None, min_length=1, description="Weights to start from, MindSpore's, PyTorch's or safetensors; null: none."
+    )
+    pretrained_allow: Tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        (), strict=False, description="Name patterns of what may differ between model.pretrained and the network."
+    )
+    pretrained_entry: Optional[str] = Field(
+        None, min_length=1, description="Entry of a PyTorch checkpoint; null: averaged weights, else the weights."
+    )
+    width: float = Field(1.0, gt=0, le=64, description="Factor on the channels of a CIFAR ResNet.")
+    pool_padding: Literal["pytorch", "mindcv"] = Field(
+        "pytorch", description="Max pooling of mindcv's ResNets: as in PyTorch's weights, or as in mindcv's."
     )
     num_classes: Optional[int] = Field(
         None, ge=2, le=INT32_MAX, description="Width of the classifier, classes; null: the data's classes."

@@ -1,36 +1,175 @@
-"""Networks by name: this package's own, and every image model of mindcv."""
+"""Networks by name: this package's own, every image model of mindcv, and a user's own."""
 from __future__ import annotations
 
 import difflib
-from functools import partial
+import importlib
+import inspect
+import os
+import sys
+import traceback
 
 import mindcv
+from mindcv.models.resnet import ResNet
+from mindspore import nn, ops
 
-from rpg_ms.errors import UserError
+from rpg_ms.errors import UserError, one_line
 from rpg_ms.models.resnet_cifar import CifarResNet
+from rpg_ms.models.vgg_cifar import CifarVGG19
+from rpg_ms.models.vit import deit_small
 
-MODELS = {
-    "resnet_small": partial(CifarResNet, 20, stem_stride=2),
-    **{f"cifar_resnet{depth}": partial(CifarResNet, depth) for depth in (8, 20, 32, 44, 56, 110)},
+CIFAR_RESNETS = {
+    "resnet_small": {"depth": 20, "stem_stride": 2},
+    **{f"cifar_resnet{depth}": {"depth": depth} for depth in (8, 20, 32, 44, 56, 110)},
 }
+MODELS = (*CIFAR_RESNETS, "cifar_vgg19", "deit_small")
 
 
-def create_model(name, num_classes, in_channels):
+def create_model(name, num_classes, in_channels, image_size=224, width=1.0, pool_padding="pytorch"):
     """A network by name, with fresh weights.
 
     Args:
-        name: one of `MODELS`, or any name mindcv knows.
+        name: one of `MODELS`, any name mindcv knows, or `module:function` of the user's own, imported from
+            the working directory and called with what it takes of `num_classes`, `in_channels`, `image_size`.
         num_classes: width of the classifier.
         in_channels: channels of the images.
+        image_size: height and width of the images, for the networks that are built for one size.
+        width: factor on the channels of a CIFAR ResNet.
+        pool_padding: how mindcv's ResNets pad before their max pooling: "pytorch" (on every side) or "mindcv"
+            (right and bottom only, what weights trained with mindcv expect).
 
     Raises:
-        UserError: an unknown name.
+        UserError: an unknown name, or a network that cannot be built like this.
     """
-    if name in MODELS:
-        return MODELS[name](num_classes=num_classes, in_channels=in_channels)
+    if width != 1 and name not in CIFAR_RESNETS:
+        raise UserError(f"model.width: {width:g} is for {', '.join(CIFAR_RESNETS)}, not for {name}")
+    if name in CIFAR_RESNETS:
+        network = CifarResNet(num_classes=num_classes, in_channels=in_channels,
+                              width=max(1, round(16 * width)), **CIFAR_RESNETS[name])
+    elif name == "cifar_vgg19":
+        _at_least(name, image_size, 16)
+        network = CifarVGG19(num_classes, in_channels)
+    elif name == "deit_small":
+        _at_least(name, image_size, 16)
+        network = deit_small(num_classes, in_channels, image_size)
+    elif ":" in name:
+        network = _users_own(name, num_classes=num_classes, in_channels=in_channels, image_size=image_size)
+    else:
+        network = _from_mindcv(name, num_classes, in_channels, image_size)
+    if isinstance(network, ResNet) and pool_padding == "pytorch":
+        network.max_pool = _PaddedMaxPool()
+    elif pool_padding != "pytorch" and not isinstance(network, ResNet):
+        raise UserError(f"model.pool_padding: {pool_padding} is for mindcv's ResNets, not for {name}")
+    _name_by_place(network)
+    return network
+
+
+def _name_by_place(network):
+    """Name every Parameter by its place in the network: in some of mindcv's networks the two differ, and
+    MindSpore saves by place but loads by name. `former_names` keeps the names that mindcv's checkpoints have.
+    """
+    network.former_names = {}
+    for place, parameter in network.parameters_and_names():
+        network.former_names[parameter.name] = place
+        parameter.name = place
+
+
+class _PaddedMaxPool(nn.Cell):
+    """3x3 max pooling of stride 2, padded by one on every side; zeros do, as no input is negative."""
+
+    def __init__(self):
+        super().__init__()
+        self.pad = ops.Pad(((0, 0), (0, 0), (1, 1), (1, 1)))
+        self.pool = nn.MaxPool2d(3, 2, pad_mode="valid")
+
+    def construct(self, x):
+        return self.pool(self.pad(x))
+
+
+def _at_least(name, image_size, smallest):
+    if image_size < smallest:
+        raise UserError(f"model.name: {name} takes images of at least {smallest} pixels a side, "
+                        f"not {image_size}")
+
+
+# ----------------------------------------------------------------------------------------------------
+# mindcv's
+# ----------------------------------------------------------------------------------------------------
+
+
+def _from_mindcv(name, num_classes, in_channels, image_size):
     known = mindcv.list_models()
     if name not in known:
         close = difflib.get_close_matches(name, [*MODELS, *known], 3)
         hint = f"; did you mean {' or '.join(close)}?" if close else ""
-        raise UserError(f"model.name: {name!r} is not one of {', '.join(MODELS)}, nor a model of mindcv{hint}")
-    return mindcv.create_model(name, num_classes=num_classes, in_channels=in_channels)
+        raise UserError(f"model.name: {name!r} is not one of {', '.join(MODELS)}, nor a model of mindcv, nor "
+                        f"module:function{hint}")
+    arguments = {"num_classes": num_classes}
+    if in_channels != 3:
+        arguments["in_channels"] = in_channels
+    network = None
+    # Models built for one image size call it by one of two names; the others take neither.
+    for extra in ({"image_size": image_size}, {"img_size": image_size}, {}):
+        try:
+            network = mindcv.create_model(name, **arguments, **extra)
+            break
+        except TypeError as error:
+            if not any(repr(key) in str(error) for key in extra):
+                raise UserError(f"model.name: mindcv cannot build {name} for {_given(arguments)}: "
+                                f"{one_line(str(error))}") from None
+        except (ValueError, AssertionError) as error:
+            raise UserError(f"model.name: mindcv cannot build {name} for {_given({**arguments, **extra})}: "
+                            f"{one_line(str(error))}") from None
+    cells = [cell for _, cell in network.cells_and_names()]
+    first = next((cell for cell in cells if isinstance(cell, nn.Conv2d)), None)
+    if first is not None and first.in_channels != in_channels:
+        raise UserError(f"model.name: {name} of mindcv takes images of {first.in_channels} channels only, "
+                        f"not {in_channels}")
+    patches = next((cell for cell in cells if type(cell).__name__ == "PatchEmbed"), None)
+    built_for = getattr(patches, "image_size", None)
+    if built_for is not None and tuple(built_for) != (image_size, image_size):
+        raise UserError(f"model.name: {name} of mindcv takes images of {built_for[0]} x {built_for[1]} pixels "
+                        f"only, not {image_size} x {image_size}")
+    return network
+
+
+def _given(arguments):
+    return ", ".join(f"{key}={value}" for key, value in arguments.items())
+
+
+# ----------------------------------------------------------------------------------------------------
+# The user's own
+# ----------------------------------------------------------------------------------------------------
+
+
+def _users_own(name, **arguments):
+    module_name, _, function_name = name.partition(":")
+    if not all(part.isidentifier() for part in [*module_name.split("."), function_name]):
+        raise UserError(f"model.name: {name!r} is not of the form module:function")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and module_name.split(".")[0] == error.name:
+            raise UserError(f"model.name: {name}: no module {module_name} in {os.getcwd()}") from None
+        raise UserError(f"model.name: {name}: {module_name} cannot be imported: "
+                        f"{_in_one_line(error)}") from error
+    build = getattr(module, function_name, None)
+    if not callable(build):
+        raise UserError(f"model.name: {name}: {module.__file__} has no function {function_name}")
+    taken = inspect.signature(build).parameters
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values()):
+        arguments = {key: value for key, value in arguments.items() if key in taken}
+    try:
+        network = build(**arguments)
+    except Exception as error:
+        raise UserError(f"model.name: {name}({_given(arguments)}) fails: {_in_one_line(error)}") from error
+    if not isinstance(network, nn.Cell):
+        raise UserError(f"model.name: {name} returns a {type(network).__name__}, not a mindspore.nn.Cell")
+    return network
+
+
+def _in_one_line(error):
+    """An exception from somebody else's code: its type, its text, and the line it came from."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {one_line(str(error))} ({frame.filename}, line {frame.lineno})"

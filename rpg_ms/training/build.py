@@ -12,22 +12,29 @@ from rpg_ms.pruning.allocation import ALLOCATIONS
 from rpg_ms.pruning.calendar import UpdateCalendar
 from rpg_ms.pruning.methods import METHODS
 from rpg_ms.rank import RankLoss
+from rpg_ms.weights import load_weights
 
 
-def build_network(config, task, mixed_precision=True):
-    """The network of a configuration with its masks: `(network, Sparsified)`. Masks are all ones.
+def build_network(config, task, pretrained=None, mixed_precision=True):
+    """The network of a configuration with its masks: `(network, Sparsified)`.
+
+    Masks are all ones, unless `pretrained`, a file of weights to start from, holds a pruned network.
 
     Args:
         mixed_precision: whether it computes at `train.amp_level`; its weights are float32 either way.
 
     Raises:
-        UserError: an unknown network, or exclusions that match nothing.
+        UserError: an unknown network, exclusions that match nothing, or weights that do not fit.
     """
-    network = create_model(config.model.name, task.classes, task.input_shape[0])
+    model, (channels, size, _) = config.model, task.input_shape
+    network = create_model(model.name, task.classes, channels, size, model.width, model.pool_padding)
     try:
         found = sparsify(network, config.pruning.exclude)
     except ValueError as error:
         raise UserError(f"pruning.exclude: {error}") from None
+    if pretrained is not None:
+        load_weights(pretrained, network, found, model.pretrained_allow, model.pretrained_entry,
+                     "model.pretrained_allow")
     if mixed_precision and config.train.amp_level != "O0":
         network = amp.auto_mixed_precision(network, config.train.amp_level)
     return network, found

@@ -20,6 +20,7 @@ from mindspore import ops
 
 from rpg_ms.errors import UserError, one_line
 from rpg_ms.training.run_folder import atomic_path
+from rpg_ms.weights import load_weights
 
 STATE = "rpg_state"
 AVERAGE = "average:"
@@ -70,6 +71,8 @@ class Checkpoints:
         for path in self._newest_first():
             try:
                 values = _read(path)
+                if STATE not in values:
+                    raise UserError(f"{path}: no checksum at its end: truncated")
             except UserError as error:
                 damaged.append(str(error))
                 report(str(error))
@@ -120,19 +123,27 @@ def save(path, network, step_cell, state):
             logging.disable(logging.NOTSET)
 
 
-def load_network(path, network, average=False):
-    """Read a checkpoint's network parameters into `network` and return the checkpoint's state.
+def load_network(path, network, found, average=False):
+    """Read a file's network parameters into `network` and return the checkpoint's state.
+
+    Besides checkpoints of training runs this takes any file of weights (`rpg_ms.weights.load_weights`), whose state
+    has neither step nor time.
 
     Args:
         path: file to read.
         network: the masked network.
+        found: its `Sparsified`.
         average: whether to take the exponential moving average of the weights in their place.
 
     Raises:
-        UserError: the file is missing, damaged, no checkpoint of this package, of another network, or without an
-            average.
+        UserError: the file is missing, damaged, of another network, or without an average.
     """
     values = _read(path)
+    if not isinstance(values.get(STATE), str):
+        if average:
+            raise UserError(f"{path}: not a checkpoint of a training run, so it holds no average of the weights")
+        load_weights(path, network, found)
+        return {"step": None, "seconds": None}
     state = _load_network(path, values, network)
     if average:
         averages = {name[len(AVERAGE):]: value for name, value in values.items() if name.startswith(AVERAGE)}
@@ -161,8 +172,6 @@ def _training_parameters(step_cell):
 
 
 def _load_network(path, values, network):
-    if not isinstance(values.get(STATE), str):
-        raise UserError(f"{path}: a MindSpore checkpoint, but not one of a training run of this package")
     state = json.loads(values[STATE])
     wanted = {parameter.name: tuple(parameter.shape) for parameter in network.get_parameters()}
     found = {name: tuple(value.shape) for name, value in values.items() if ":" not in name and name != STATE}
@@ -203,6 +212,7 @@ def _link(source, target):
 
 
 def _read(path):
+    """The content of a checkpoint with a checksum; nothing of any other file."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: {'a directory, not a checkpoint' if path.is_dir() else 'no such checkpoint'}")
@@ -211,7 +221,7 @@ def _read(path):
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     if content[-17:-10] != b"crc_num":
-        raise UserError(f"{path}: no checksum at its end: truncated, or not a checkpoint of this package")
+        return {}
     if binascii.crc32(content[:-17]) != int.from_bytes(content[-10:], "big"):
         raise UserError(f"{path}: damaged: its checksum is wrong")
     try:
