@@ -121,7 +121,7 @@ class ApplyGradients(nn.Cell):
         self.masks = ms.ParameterTuple([layer.mask for layer in layers])
         self.mask_of = tuple(index.get(id(parameter), -1) for parameter in optimizer.parameters)
 
-    def construct(self, gradients, finite):
+    def construct(self, finite, *gradients):  # one by one: graph mode takes a tuple for a constant and compiles anew
         masked = ()
         for gradient, i in zip(gradients, self.mask_of):
             if i >= 0:
@@ -157,15 +157,16 @@ class PlainStep(nn.Cell):
         if self.rank is not None:
             _, _, rank_gradients = self.rank()
             gradients = add_rank(gradients, rank_gradients, self.rank_of)
-        return ops.depend(loss, self.apply_gradients(gradients, finite))
+        return ops.depend(loss, self.apply_gradients(finite, *gradients))
 
 
 class AddGradients(nn.Cell):
-    """The sums of two tuples of gradients."""
+    """The sums of two tuples of gradients, given one after the other."""
 
-    def construct(self, left, right):
+    def construct(self, *gradients):
+        half = len(gradients) // 2
         total = ()
-        for a, b in zip(left, right):
+        for a, b in zip(gradients[:half], gradients[half:]):
             total += (a + b,)
         return total
 
@@ -339,7 +340,7 @@ class SparseTrainStep(nn.Cell):
             piece_loss, piece_gradients, piece_finite = self.task(*piece)
             piece_loss = piece_loss / self.micro_batches
             loss = piece_loss if i == 0 else loss + piece_loss
-            gradients = piece_gradients if i == 0 else self.add(gradients, piece_gradients)
+            gradients = piece_gradients if i == 0 else self.add(*gradients, *piece_gradients)
             finite = piece_finite if i == 0 else ops.logical_and(finite, piece_finite)
         return loss, gradients, finite
 
@@ -356,7 +357,7 @@ class SparseTrainStep(nn.Cell):
             dense = [gradients[i].asnumpy() for i in self.gradient_of]
             self.window = [a + b for a, b in zip(self.window, dense)] if self.window else [d.copy() for d in dense]
             self.window_steps += 1
-        self.apply_gradients(driven, finite)
+        self.apply_gradients(finite, *driven)
         return loss
 
     def _in_window(self, step):
@@ -371,7 +372,7 @@ class SparseTrainStep(nn.Cell):
         loss, gradients, finite = self._task_gradients(inputs)
         if not finite.asnumpy():
             self.pending = True
-            self.apply_gradients(gradients, finite)  # lowers the loss scale
+            self.apply_gradients(finite, *gradients)  # lowers the loss scale
             return loss
         rank_loss, ranks = None, None
         if self.rank is not None:
@@ -388,7 +389,7 @@ class SparseTrainStep(nn.Cell):
             # The optimizer rests, its learning-rate schedule does not.
             ops.assign(self.optimizer.global_step, ms.Tensor([step], ms.int32))
         else:
-            self.apply_gradients(gradients, finite)
+            self.apply_gradients(finite, *gradients)
         return loss
 
     def _redraw(self, step, dense, fraction, rank):

@@ -15,7 +15,6 @@ from rpg_ms.weights.pytorch_file import is_pytorch, read_pytorch, to_array
 ENTRIES = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "state_dict", "model_state_dict", "model",
            "net", "network", "module")
 COUNTERS = ("num_batches_tracked", "n_averaged")  # of batches: no weights
-OPTIMIZER = "optimizer:"  # names in this package's checkpoints that are not the network's
 
 SAFETENSORS_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "bfloat16", "I64": "<i8",
                       "I32": "<i4", "I16": "<i2", "I8": "<i1", "U8": "<u1", "BOOL": "<b1"}
@@ -97,7 +96,7 @@ def _read_mindspore(path):
         raise UserError(f"{path}: truncated, or not a checkpoint of MindSpore, PyTorch or safetensors: "
                         f"{one_line(str(error))}") from None
     return {name: value.asnumpy() for name, value in loaded.items()
-            if isinstance(value, ms.Tensor) and not name.startswith(OPTIMIZER)}
+            if isinstance(value, ms.Tensor) and ":" not in name}  # with a colon: the state of a training run
 
 
 def shorten(names, most=6):
