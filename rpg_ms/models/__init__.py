@@ -18,8 +18,8 @@ from rpg_ms.models.vgg_cifar import CifarVGG19
 from rpg_ms.models.vit import deit_small
 
 CIFAR_RESNETS = {
-    "resnet_small": {"depth": 20, "stem_stride": 2},
-    **{f"cifar_resnet{depth}": {"depth": depth} for depth in (8, 20, 32, 44, 56, 110)},
+    "resnet_small": {"depth": 14, "width": 24, "stem_stride": 2},
+    **{f"cifar_resnet{depth}": {"depth": depth, "width": 16} for depth in (8, 20, 32, 44, 56, 110)},
 }
 MODELS = (*CIFAR_RESNETS, "cifar_vgg19", "deit_small")
 
@@ -43,8 +43,9 @@ def create_model(name, num_classes, in_channels, image_size=224, width=1.0, pool
     if width != 1 and name not in CIFAR_RESNETS:
         raise UserError(f"model.width: {width:g} is for {', '.join(CIFAR_RESNETS)}, not for {name}")
     if name in CIFAR_RESNETS:
+        shape = CIFAR_RESNETS[name]
         network = CifarResNet(num_classes=num_classes, in_channels=in_channels,
-                              width=max(1, round(16 * width)), **CIFAR_RESNETS[name])
+                              **{**shape, "width": max(1, round(shape["width"] * width))})
     elif name == "cifar_vgg19":
         _at_least(name, image_size, 16)
         network = CifarVGG19(num_classes, in_channels)
