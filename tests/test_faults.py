@@ -61,4 +61,5 @@ def test_a_shorter_last_batch_is_left_out(tmp_path):
 
 def test_output_folder_whose_name_is_too_long(tmp_path):
     (tmp_path / "tiny.yaml").write_text(TINY)
-    refused(door("train.py", "--config", "tiny.yaml", "--output_dir", "a" * 300, cwd=tmp_path), "output_dir", "too long")
+    result = door("train.py", "--config", "tiny.yaml", "--output_dir", "a" * 300, cwd=tmp_path)
+    refused(result, "output_dir", "too long")

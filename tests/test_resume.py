@@ -131,7 +131,8 @@ def test_changed_length(uninterrupted):
 
 def test_folder_without_a_run(uninterrupted):
     (uninterrupted / "empty").mkdir()
-    refused(door(*train(uninterrupted, "out"), "--resume", "empty", cwd=uninterrupted), "empty is not the folder of a run")
+    result = door(*train(uninterrupted, "out"), "--resume", "empty", cwd=uninterrupted)
+    refused(result, "empty is not the folder of a run")
 
 
 def test_best_checkpoint_is_the_best_at_target_density(uninterrupted):

@@ -47,8 +47,8 @@ def build_network(config, task, pretrained=None, mixed_precision=True):
 def _mixed_precision(network, level):
     """The network at an amp level.
 
-    At O1 MindSpore writes its source anew into the current folder, and reads that when it compiles: it gets a folder
-    which is there until the process ends.
+    At O1 MindSpore writes its source anew into the current folder, and reads that when it compiles: it gets a
+    folder which is there until the process ends.
     """
     before = os.getcwd()
     folder = tempfile.TemporaryDirectory(prefix="rpg_ms-")

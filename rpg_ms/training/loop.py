@@ -28,7 +28,8 @@ def train(config, task, network, found, step_cell, rates, folder, ranks):
     Raises:
         RunStopped: the ranks' weights are no longer the same; the loss, a gradient or a weight is not finite; the disk is full; or SIGTERM came, and a checkpoint
             was written.
-        UserError: the checkpoints of a run that should go on are damaged, or of another number of steps or ranks.
+        UserError: the checkpoints of a run that should go on are damaged, or of another number of steps or
+            ranks.
     """
     total = len(rates)
     checkpoints = Checkpoints(folder.path, config.checkpoint.keep, ranks)
@@ -39,7 +40,7 @@ def train(config, task, network, found, step_cell, rates, folder, ranks):
     elif not folder.allow_changes:
         _check_same_run(state, total, ranks.size)
     if state["step"] > total:
-        raise UserError(f"{folder.path}: the run is already at step {state['step']}, beyond the last, {total}")
+        raise UserError(f"{folder.path}: the run is at step {state['step']}, beyond the last, {total}")
     state.update(total_steps=total, ranks=ranks.size)
     folder.cut_metrics(state["metrics_length"])
     if state["step"] > 0:
