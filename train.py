@@ -19,6 +19,8 @@ def main():
     if args.resume and args.overwrite:
         parser.error("--resume and --overwrite contradict each other")
     resume_folder = None if args.resume in (None, "auto") else args.resume
+    if resume_folder is not None and args.output_dir not in (None, resume_folder):
+        parser.error("--resume RUN_FOLDER and --output_dir name different folders; a run goes on where it is")
     config = load_config(args.config, args.set, seed=args.seed, device_target=args.device_target,
                          output_dir=resume_folder or args.output_dir)
     if resume_folder is not None and not os.path.isfile(os.path.join(resume_folder, "config.yaml")):

@@ -104,7 +104,7 @@ def test_changed_configuration(uninterrupted):
             "optimizer.lr (was 0.1, now 0.2)", "--allow_changes")
     arguments = [*train(uninterrupted, "whole"), "data.workers=2", "--resume", "whole"]
     last_json(door(*arguments, cwd=uninterrupted))  # what does not change the result is free
-    refused(door(*train(uninterrupted, "whole"), "--resume", "nowhere", cwd=uninterrupted), "nowhere")
+    refused(door(*train(uninterrupted, "nowhere"), "--resume", "nowhere", cwd=uninterrupted), "nowhere")
 
 
 def test_killed_between_the_last_checkpoint_and_the_summary(uninterrupted):
@@ -131,8 +131,9 @@ def test_changed_length(uninterrupted):
 
 def test_folder_without_a_run(uninterrupted):
     (uninterrupted / "empty").mkdir()
-    result = door(*train(uninterrupted, "out"), "--resume", "empty", cwd=uninterrupted)
-    refused(result, "empty is not the folder of a run")
+    refused(door(*train(uninterrupted, "empty"), "--resume", "empty", cwd=uninterrupted),
+            "empty is not the folder of a run")
+    refused(door(*train(uninterrupted, "empty"), "--resume", "other", cwd=uninterrupted), "different folders")
 
 
 def test_best_checkpoint_is_the_best_at_target_density(uninterrupted):
