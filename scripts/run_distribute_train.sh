@@ -156,7 +156,8 @@ if [ -s "$job/failed" ]; then
     log=$log_dir/worker_$rank.log name="rank $rank"
     [ "$role" = WORKER ] || { log=$log_dir/scheduler.log; name="the scheduler"; }
     message=$(grep -a '^train.py: error: ' "$log" | tail -n 1) || true
-    [[ $status != 2 || -z $message ]] || fail 2 "$name: ${message#train.py: error: }"
+    # A user's mistake, or a checkpoint after SIGTERM: one line says it all.
+    [[ ! $status =~ ^(2|143)$ || -z $message ]] || fail "$status" "$name: ${message#train.py: error: }"
     echo "$name failed with status $status; the end of $log:" >&2
     tail -n 20 "$log" >&2
     fail "$status" "$name failed with status $status, all processes ended; logs: $log_dir"

@@ -1,6 +1,7 @@
 """Many devices, as CPU processes under msrun: what the ranks agree on, and how such a run ends."""
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -183,7 +184,7 @@ def test_a_run_on_two_ranks(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("end", ["divergence", "SIGKILL", "SIGINT"])
+@pytest.mark.parametrize("end", ["divergence", "SIGKILL", "SIGINT", "SIGTERM"])
 def test_a_real_run_that_ends_early(tmp_path, end):
     (tmp_path / "tiny.yaml").write_text(TINY)
     shutil.copytree(PROJECT / "scripts", tmp_path / "project/scripts")
@@ -216,16 +217,19 @@ runpy.run_path({train!r}, run_name="__main__")
         rank1 = marked(process, "RANK_ID=1", "MS_ROLE=MS_WORKER", sys.executable)
     if end == "SIGKILL":
         os.kill(rank1[0], signal.SIGKILL)
-    elif end == "SIGINT":
-        process.send_signal(signal.SIGINT)
+    elif end in ("SIGINT", "SIGTERM"):
+        process.send_signal(getattr(signal, end))
     status, _, err = finish(process)
     if end == "divergence":
         assert status == 2 and err.count("\n") == 2, err
         assert "differ between the ranks after the topology update at step 3: rank 1 of 2 against" in err
         assert not (tmp_path / "out/summary.json").exists()
     else:
-        assert status == {"SIGKILL": 137, "SIGINT": 130}[end], err
-        assert end == "SIGINT" or "rank 1 failed with status 137" in err
+        assert status == {"SIGKILL": 137, "SIGINT": 130, "SIGTERM": 143}[end], err
+        assert end != "SIGKILL" or "rank 1 failed with status 137" in err
+        if end == "SIGTERM":  # all ranks agreed on a step, and wrote its checkpoint
+            found = re.search(r"stopped by SIGTERM after step (\d+) of", err)
+            assert found and (tmp_path / f"out/checkpoints/step-{int(found[1]):09d}.ckpt").exists(), err
 
 
 # ----------------------------------------------------------------------------- how a job of processes ends

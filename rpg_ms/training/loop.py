@@ -6,6 +6,7 @@ import signal
 import time
 from contextlib import contextmanager
 
+import numpy as np
 from tqdm import tqdm
 
 from rpg_ms.errors import RunStopped, UserError
@@ -46,6 +47,7 @@ def train(config, task, network, found, step_cell, rates, folder, ranks):
     if state["step"] > 0:
         tqdm.write(f"going on after step {state['step']} of {total}")
     started = time.monotonic() - state["seconds"]
+    stop = False
     losses = []  # since the last look at them: looking makes the host wait for the device
 
     def check_losses():
@@ -67,7 +69,7 @@ def train(config, task, network, found, step_cell, rates, folder, ranks):
         state.update(now)
 
     try:
-        with _sigterm(ranks) as terminated, tqdm(total=total, initial=state["step"], unit="step", disable=None) as bar:
+        with _sigterm() as terminated, tqdm(total=total, initial=state["step"], unit="step", disable=None) as bar:
             for batch in task.train_batches(state["step"], total):
                 loss = step_cell(*batch)
                 step = step_cell.step_number
@@ -98,9 +100,13 @@ def train(config, task, network, found, step_cell, rates, folder, ranks):
                 every = config.checkpoint.every_steps
                 if within == 0 or (every and step % every == 0):
                     save_checkpoint(is_best)
-                if terminated and step < total:
+                # Ranks must stop at the same step, so they ask each other, though not at every step.
+                if ranks.size == 1 or step % config.train.log_every == 0:
+                    stop = step < total and ranks.gather(np.uint8(len(terminated) > 0)).any()
+                if stop:
                     if state["step"] != step:
                         save_checkpoint()
+                    ranks.meet()  # the launcher ends all ranks when the first of them leaves
                     raise RunStopped(f"stopped by SIGTERM after step {step} of {total}; {_last_good(state, checkpoints)}; "
                                      f"--resume {folder.path} goes on", 128 + signal.SIGTERM)
         summary = {**state["figures"], **_counts(found), "steps": state["step"], "seconds": state["seconds"]}
@@ -142,15 +148,9 @@ def _last_good(state, checkpoints):
 
 
 @contextmanager
-def _sigterm(ranks):
-    """Within the block SIGTERM does not end the process: it fills the list that the block is given.
-
-    With several ranks it ends the process as usual: a rank that waits for others which are gone could not answer.
-    """
+def _sigterm():
+    """Within the block SIGTERM does not end the process: it fills the list that the block is given."""
     received = []
-    if ranks.size > 1:
-        yield received
-        return
     before = signal.signal(signal.SIGTERM, lambda *_: received.append(True))
     try:
         yield received
