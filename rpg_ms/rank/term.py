@@ -16,6 +16,9 @@ import logging
 
 import numpy as np
 import scipy.linalg
+from mindspore import Tensor
+
+from rpg_ms.rank import svd
 
 BACKENDS = ("svd", "gram")
 
@@ -107,11 +110,7 @@ def _closed_form(normalised, norm, residual, tail, k):
 
 
 def _svd(matrix, delta):
-    from mindspore import Tensor
-
-    from rpg_ms.rank.cell import svd_dtype, svd_term
-
-    loss, k, grad = svd_term(Tensor(matrix).astype(svd_dtype()), delta)
+    loss, k, grad = svd.svd_term(Tensor(matrix).astype(svd.svd_dtype()), delta)
     loss, k, grad = float(loss.asnumpy()), int(k.asnumpy()), grad.asnumpy()
     if np.isfinite(loss) and np.isfinite(grad).all():
         return loss, k, grad

@@ -101,13 +101,13 @@ def test_failed_decomposition_falls_back(monkeypatch, caplog, failure):
 
 
 def test_failed_ops_svd_falls_back_to_lapack(monkeypatch, caplog):
-    from rpg_ms.rank import cell
-    honest = cell.svd_term
+    from rpg_ms.rank import svd
+    honest = svd.svd_term
 
     def broken(weight, delta):
         loss, k, grad = honest(weight, delta)
         return loss, k, grad * float("nan")
-    monkeypatch.setattr(cell, "svd_term", broken)
+    monkeypatch.setattr(svd, "svd_term", broken)
     case = CASES[5]
     loss, k, grad = rank_term(case.w, case.delta, "svd")
     assert k == case.k and loss == pytest.approx(case.loss, rel=1e-9)
