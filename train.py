@@ -19,10 +19,12 @@ def main():
     if args.resume and args.overwrite:
         parser.error("--resume and --overwrite contradict each other")
     resume_folder = None if args.resume in (None, "auto") else args.resume
+    if resume_folder is not None and args.output_dir not in (None, resume_folder):
+        parser.error("--resume RUN_FOLDER and --output_dir name different folders; a run goes on where it is")
     config = load_config(args.config, args.set, seed=args.seed, device_target=args.device_target,
                          output_dir=resume_folder or args.output_dir)
-    if resume_folder is not None and not os.path.isdir(resume_folder):
-        parser.error(f"--resume: {resume_folder} is not a folder")
+    if resume_folder is not None and not os.path.isfile(os.path.join(resume_folder, "config.yaml")):
+        parser.error(f"--resume: {resume_folder} is not the folder of a run: it has no config.yaml")
 
     from rpg_ms.tasks import Classification
     from rpg_ms.training import build, device, distributed
@@ -36,7 +38,7 @@ def main():
     ranks.broadcast(network)
     step, rates = build.build_train_step(config, task, network, found.layers, target, ranks)
     folder = RunFolder(config, args.overwrite, args.resume is not None, args.allow_changes) if ranks.first \
-        else NoFolder(config)
+        else NoFolder(config, args.allow_changes)
     ranks.meet()  # the first rank has made the folder ready
     summary = folder.summary()
     if summary is None:

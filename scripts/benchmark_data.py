@@ -31,16 +31,17 @@ def main():
 
     from rpg_ms.tasks import Classification
     from rpg_ms.training import build, device
+    from rpg_ms.training.distributed import ALONE
 
     config = configs[0]
     target = device.set_up(config)
-    task = Classification(config)
+    task = Classification(config, ALONE)
     network, found = build.build_network(config, task)
-    step, _ = build.build_train_step(config, task, network, found.layers, target)
+    step, _ = build.build_train_step(config, task, network, found.layers, target, ALONE)
     batch = next(iter(task.train_batches(0, ENDLESS)))
     step_alone = measure(itertools.repeat(batch), step, args.seconds)
     for config in configs:
-        task = Classification(config)
+        task = Classification(config, ALONE)
         pipeline_alone = measure(task.train_batches(0, ENDLESS), lambda images, labels: None, args.seconds)
         together = measure(task.train_batches(0, ENDLESS), step, args.seconds)
         rates = {"pipeline": pipeline_alone, "step": step_alone, "together": together}

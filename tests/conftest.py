@@ -1,8 +1,8 @@
-"""Shared by every test: the project on the path, few threads (the machines are small)."""
+"""Shared by every test: the project on the path, one thread to each of the two processes."""
 import os
 import sys
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))

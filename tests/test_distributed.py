@@ -169,11 +169,11 @@ def test_a_run_on_two_ranks(tmp_path):
     assert status == 0, err[-3000:]
     summary = json.loads(out.splitlines()[-1])
     assert summary == json.loads((tmp_path / "out/summary.json").read_text())
-    assert summary["steps"] == 512 // (2 * 64) and summary["nonzero"] == round(0.1 * summary["prunable"])
+    assert summary["steps"] == 1024 // (2 * 64) and summary["nonzero"] == round(0.2 * summary["prunable"])
     lines = [json.loads(line) for line in (tmp_path / "out/metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines if line["event"] == "topology"] == [2]
+    assert [line["step"] for line in lines if line["event"] == "topology"] == [3]
     assert all(len(line["digest"]) == 32 for line in lines if line["event"] == "topology")
-    assert [line["step"] for line in lines if line["event"] == "train"] == [4]
+    assert [line["step"] for line in lines if line["event"] == "train"] == [4, 8]
     assert "top1" not in (tmp_path / "logs/worker_1.log").read_text()
     # The checkpoint holds what was evaluated.
     task = Classification(load_config(tmp_path / "tiny.yaml"), ALONE)
@@ -221,7 +221,7 @@ runpy.run_path({train!r}, run_name="__main__")
     status, _, err = finish(process)
     if end == "divergence":
         assert status == 2 and err.count("\n") == 2, err
-        assert "differ between the ranks after the topology update at step 2: rank 1 of 2 against" in err
+        assert "differ between the ranks after the topology update at step 3: rank 1 of 2 against" in err
         assert not (tmp_path / "out/summary.json").exists()
     else:
         assert status == {"SIGKILL": 137, "SIGINT": 130}[end], err

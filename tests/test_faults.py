@@ -57,3 +57,9 @@ def test_a_shorter_last_batch_is_left_out(tmp_path):
     summary = last_json(door("train.py", "--config", "tiny.yaml", "--output_dir", "out", "--set", "data.limit=1000",
                              "train.epochs=1", "pruning.update_every=2", cwd=tmp_path))
     assert summary["steps"] == 15
+
+
+def test_output_folder_whose_name_is_too_long(tmp_path):
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    result = door("train.py", "--config", "tiny.yaml", "--output_dir", "a" * 300, cwd=tmp_path)
+    refused(result, "output_dir", "too long")

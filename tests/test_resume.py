@@ -104,7 +104,36 @@ def test_changed_configuration(uninterrupted):
             "optimizer.lr (was 0.1, now 0.2)", "--allow_changes")
     arguments = [*train(uninterrupted, "whole"), "data.workers=2", "--resume", "whole"]
     last_json(door(*arguments, cwd=uninterrupted))  # what does not change the result is free
-    refused(door(*train(uninterrupted, "whole"), "--resume", "nowhere", cwd=uninterrupted), "nowhere")
+    refused(door(*train(uninterrupted, "nowhere"), "--resume", "nowhere", cwd=uninterrupted), "nowhere")
+
+
+def test_killed_between_the_last_checkpoint_and_the_summary(uninterrupted):
+    out = uninterrupted / "no_summary"
+    shutil.copytree(uninterrupted / "whole", out)
+    (out / "summary.json").unlink()
+    last_json(door(*train(uninterrupted, "no_summary"), "--resume", "no_summary", cwd=uninterrupted))
+    assert_same(uninterrupted, "no_summary")
+
+
+def test_changed_length(uninterrupted):
+    """Of the data, which its key does not tell; and of a finished run, on purpose."""
+    out = uninterrupted / "length"
+    shutil.copytree(uninterrupted / "whole", out)
+    arguments = [*train(uninterrupted, "length"), "--resume", "length", "--allow_changes"]
+    refused(door(*arguments, "--set", "train.epochs=2", cwd=uninterrupted), "step 48", "32")
+    (out / "config.yaml").write_text((uninterrupted / "whole/config.yaml").read_text())
+    assert last_json(door(*arguments, "--set", "train.epochs=4", cwd=uninterrupted))["steps"] == 64
+    (out / "summary.json").unlink()
+    path = out / "config.yaml"
+    path.write_text(path.read_text().replace("epochs: 4", "epochs: 3"))  # as if each epoch had become shorter
+    refused(door(*arguments[:-1], cwd=uninterrupted), "began with 64 steps in all, now it would have 48")
+
+
+def test_folder_without_a_run(uninterrupted):
+    (uninterrupted / "empty").mkdir()
+    refused(door(*train(uninterrupted, "empty"), "--resume", "empty", cwd=uninterrupted),
+            "empty is not the folder of a run")
+    refused(door(*train(uninterrupted, "empty"), "--resume", "other", cwd=uninterrupted), "different folders")
 
 
 def test_best_checkpoint_is_the_best_at_target_density(uninterrupted):

@@ -147,6 +147,8 @@ def batches(samples, batch_size, workers=1, mix=None):
     Raises:
         UserError: an image cannot be read.
     """
+    if len(samples) == 0:  # which MindSpore refuses
+        return
     ds.config.set_prefetch_size(2)  # batches that wait in each worker's queue, in shared memory
     workers = min(workers, multiprocessing.cpu_count())  # MindSpore refuses more
     dataset = ds.GeneratorDataset(_Batches(samples, batch_size, mix), ["images", "labels", "problem"],

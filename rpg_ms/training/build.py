@@ -1,6 +1,10 @@
 """From the configuration to the objects of a training run."""
 from __future__ import annotations
 
+import atexit
+import os
+import tempfile
+
 from mindcv.optim import create_optimizer
 from mindcv.scheduler.dynamic_lr import cosine_decay_refined_lr, linear_refined_lr, multi_step_lr
 from mindspore import amp
@@ -39,8 +43,24 @@ def build_network(config, task, pretrained=None, mixed_precision=True):
         except UserError as error:
             raise UserError(f"model.pretrained: {error}") from None
     if mixed_precision and config.train.amp_level != "O0":
-        network = amp.auto_mixed_precision(network, config.train.amp_level)
+        network = _mixed_precision(network, config.train.amp_level)
     return network, found
+
+
+def _mixed_precision(network, level):
+    """The network at an amp level.
+
+    At O1 MindSpore writes its source anew into the current folder, and reads that when it compiles: it gets a
+    folder which is there until the process ends.
+    """
+    before = os.getcwd()
+    folder = tempfile.TemporaryDirectory(prefix="rpg_ms-")
+    atexit.register(folder.cleanup)
+    os.chdir(folder.name)
+    try:
+        return amp.auto_mixed_precision(network, level)
+    finally:
+        os.chdir(before)
 
 
 def learning_rates(config, steps_per_epoch):

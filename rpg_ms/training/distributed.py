@@ -86,8 +86,10 @@ class Ranks:
             received = self._sum(sent).astype(np.uint8).view(value.dtype).reshape(value.shape)
             ops.assign(parameter, ms.Tensor(received, parameter.dtype))
 
-    def average_statistics(self, network):
+    def average_statistics(self, network, average=None):
         """Replace the running statistics of batch norms by their mean over the ranks.
+
+        Those of `average`, a WeightAverage of the network, as well.
 
         Each rank's batch norm follows its own share of the data. For the variance the mean leaves out how
         much the ranks' means differ, which is little: each has averaged over many batches of one shuffled
@@ -96,10 +98,13 @@ class Ranks:
         """
         if self.size == 1:
             return
-        for name, parameter in network.parameters_and_names():
-            if name.endswith(STATISTICS):
-                mean = self.gather(parameter.asnumpy()).mean(axis=0, dtype=np.float64)
-                ops.assign(parameter, ms.Tensor(mean, parameter.dtype))
+        statistics = [p for name, p in network.parameters_and_names() if name.endswith(STATISTICS)]
+        if average is not None:
+            average_of = {id(source): moving for source, moving in zip(average.sources, average.averages)}
+            statistics += [average_of[id(parameter)] for parameter in statistics]
+        for parameter in statistics:
+            mean = self.gather(parameter.asnumpy()).mean(axis=0, dtype=np.float64)
+            ops.assign(parameter, ms.Tensor(mean, parameter.dtype))
 
     def check_equal(self, network, step):
         """The digest (hexadecimal) of the weights and masks, the same on all ranks.

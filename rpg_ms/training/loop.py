@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from tqdm import tqdm
 
-from rpg_ms.errors import RunStopped
+from rpg_ms.errors import RunStopped, UserError
 from rpg_ms.training.checkpoint import Checkpoints
 
 
@@ -28,7 +28,8 @@ def train(config, task, network, found, step_cell, rates, folder, ranks):
     Raises:
         RunStopped: the ranks' weights are no longer the same; the loss, a gradient or a weight is not finite; the disk is full; or SIGTERM came, and a checkpoint
             was written.
-        UserError: the checkpoints of a run that should go on are damaged.
+        UserError: the checkpoints of a run that should go on are damaged, or of another number of steps or
+            ranks.
     """
     total = len(rates)
     checkpoints = Checkpoints(folder.path, config.checkpoint.keep, ranks)
@@ -36,6 +37,11 @@ def train(config, task, network, found, step_cell, rates, folder, ranks):
     if state is None:
         state = {"model": config.model.name, "step": 0, "seconds": 0.0, "metrics_length": 0, "figures": {},
                  "best": None, "best_step": None}
+    elif not folder.allow_changes:
+        _check_same_run(state, total, ranks.size)
+    if state["step"] > total:
+        raise UserError(f"{folder.path}: the run is at step {state['step']}, beyond the last, {total}")
+    state.update(total_steps=total, ranks=ranks.size)
     folder.cut_metrics(state["metrics_length"])
     if state["step"] > 0:
         tqdm.write(f"going on after step {state['step']} of {total}")
@@ -51,7 +57,7 @@ def train(config, task, network, found, step_cell, rates, folder, ranks):
 
     def save_checkpoint(is_best=False):
         check_losses()
-        ranks.average_statistics(network)
+        ranks.average_statistics(network, step_cell.average)
         now = {"step": step_cell.step_number, "seconds": round(time.monotonic() - started, 1),
                "metrics_length": folder.metrics_length()}
         try:
@@ -80,12 +86,13 @@ def train(config, task, network, found, step_cell, rates, folder, ranks):
                 epoch, within = divmod(step, task.steps_per_epoch)
                 is_best = False
                 if within == 0 and (epoch % config.train.eval_every == 0 or step == total):
-                    ranks.average_statistics(network)
+                    ranks.average_statistics(network, step_cell.average)
                     state["figures"] = _evaluate(task, network, step_cell)
                     folder.log("evaluation", step=step, epoch=epoch, **state["figures"], **_counts(found))
                     shown = "  ".join(f"{name} {value:.2f}" for name, value in state["figures"].items())
                     tqdm.write(f"epoch {epoch}/{config.train.epochs}  density {found.density:.4f}  {shown}")
-                    at_target = step_cell.calendar is None or step >= step_cell.calendar.reach_step
+                    at_target = step_cell.calendar is None or (step >= step_cell.calendar.reach_step
+                                                               and not step_cell.pending)
                     if at_target and (state["best"] is None or state["figures"][task.metric] > state["best"]):
                         state["best"], state["best_step"], is_best = state["figures"][task.metric], step, True
                 every = config.checkpoint.every_steps
@@ -105,6 +112,13 @@ def train(config, task, network, found, step_cell, rates, folder, ranks):
                          f"{_last_good(state, checkpoints)}") from None
     except OSError as error:
         raise RunStopped(f"{folder.path}: cannot be written: {error.strerror}; {_last_good(state, checkpoints)}") from None
+
+
+def _check_same_run(state, total, ranks):
+    for what, was, now in (("ranks", state["ranks"], ranks), ("steps in all", state["total_steps"], total)):
+        if was != now:
+            raise UserError(f"the run began with {was} {what}, now it would have {now}, which changes the "
+                            "result; --allow_changes goes on all the same")
 
 
 def _evaluate(task, network, step_cell):

@@ -38,8 +38,9 @@ def atomic_path(path):
 class NoFolder:
     """The run's folder to the ranks that only read it."""
 
-    def __init__(self, config):
+    def __init__(self, config, allow_changes=False):
         self.path = Path(config.output_dir)
+        self.allow_changes = allow_changes
 
     def summary(self):
         """The summary of a finished run, or None."""
@@ -75,7 +76,13 @@ class RunFolder(NoFolder):
     """
 
     def __init__(self, config, overwrite=False, resume=False, allow_changes=False):
-        super().__init__(config)
+        super().__init__(config, allow_changes)
+        try:
+            self._make_ready(config, overwrite, resume)
+        except OSError as error:
+            raise UserError(f"output_dir: {self.path} cannot be written: {error.strerror}") from None
+
+    def _make_ready(self, config, overwrite, resume):
         metrics_path = self.path / "metrics.jsonl"
         config_path = self.path / "config.yaml"
         earlier = [path for path in (self.path / "summary.json", self.path / "checkpoints", self.path / "last.ckpt",
@@ -86,21 +93,21 @@ class RunFolder(NoFolder):
         if resume and config_path.exists():
             changes = {key: values for key, values in changed_keys(load_config(config_path), config).items()
                        if key not in FREE_ON_RESUME}
-            if changes and not allow_changes:
+            if changes and not self.allow_changes:
                 shown = ", ".join(f"{key} (was {old}, now {new})" for key, (old, new) in changes.items())
                 raise UserError(f"{config_path}: the run began with another configuration: {shown}; "
                                 "--allow_changes goes on all the same")
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            if not resume:
-                for path in earlier:
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
-            for left_behind in self.path.rglob(f"{UNFINISHED}*"):  # by a run that was killed
+            if changes:  # a finished run may have become longer
+                (self.path / "summary.json").unlink(missing_ok=True)
+        self.path.mkdir(parents=True, exist_ok=True)
+        if not resume:
+            for path in earlier:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        for folder in (self.path, self.path / "checkpoints"):
+            for left_behind in folder.glob(f"{UNFINISHED}*"):  # by a run that was killed
                 shutil.rmtree(left_behind)
-            self._write_text("config.yaml", dump_config(config))
-            self._metrics = open(metrics_path, "ab")
-        except OSError as error:
-            raise UserError(f"output_dir: {self.path} cannot be written: {error.strerror}") from None
+        self._write_text("config.yaml", dump_config(config))
+        self._metrics = open(metrics_path, "ab")
 
     def log(self, event, **figures):
         """Append one line to metrics.jsonl."""

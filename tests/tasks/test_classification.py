@@ -14,6 +14,7 @@ from doors import TINY, door, refused
 from rpg_ms.config import Config, DataConfig, TrainConfig
 from rpg_ms.errors import UserError
 from rpg_ms.tasks import Classification
+from rpg_ms.training.distributed import ALONE
 
 FOLDERS = """
 model: {name: cifar_resnet8}
@@ -25,7 +26,7 @@ device_target: CPU
 
 
 def task(**train):
-    return Classification(Config(data=DataConfig(limit=64), train=TrainConfig(batch_size=8, **train)))
+    return Classification(Config(data=DataConfig(limit=64), train=TrainConfig(batch_size=8, **train)), ALONE)
 
 
 def test_mixed_batches_have_shares_for_labels_and_go_on_in_mid_run():
@@ -52,7 +53,7 @@ def test_the_loss_of_shares_is_their_cross_entropy(smoothing):
 
 def test_an_odd_batch_cannot_be_mixed():
     with pytest.raises(UserError, match="train.batch_size: 7 is odd"):
-        Classification(Config(data=DataConfig(limit=64), train=TrainConfig(batch_size=7, cutmix=1.0)))
+        Classification(Config(data=DataConfig(limit=64), train=TrainConfig(batch_size=7, cutmix=1.0)), ALONE)
 
 
 @pytest.fixture(scope="module")
