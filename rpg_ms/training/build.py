@@ -37,8 +37,11 @@ def build_network(config, task, pretrained=None, mixed_precision=True):
     except ValueError as error:
         raise UserError(f"pruning.exclude: {error}") from None
     if pretrained is not None:
-        load_weights(pretrained, network, found, model.pretrained_allow, model.pretrained_entry,
-                     "model.pretrained_allow")
+        try:
+            load_weights(pretrained, network, found, model.pretrained_allow, model.pretrained_entry,
+                         "model.pretrained_allow")
+        except UserError as error:
+            raise UserError(f"model.pretrained: {error}") from None
     if mixed_precision and config.train.amp_level != "O0":
         network = _mixed_precision(network, config.train.amp_level)
     return network, found

@@ -1,0 +1,162 @@
+"""The recipes under config/: what they state, that their calendars arrive, and that they train."""
+import re
+
+import mindspore as ms
+import numpy as np
+import pytest
+
+import image_files
+from conftest import PROJECT
+from rpg_ms.config import changed_keys, load_config
+from rpg_ms.errors import UserError
+from rpg_ms.pruning.calendar import UpdateCalendar
+from rpg_ms.tasks import Classification
+from rpg_ms.training import build
+from rpg_ms.training.distributed import ALONE
+
+NAMES = sorted(file.stem for file in (PROJECT / "config").glob("*.yaml") if file.stem != "quickstart")
+TRAINING_IMAGES = {"cifar10": 50_000, "cifar100": 50_000, "imagenet": 1_281_167}
+DEVICES = {"cifar10": 1, "cifar100": 1, "imagenet": 8}  # that the recipes' learning rates are for
+PARTS = re.compile(r"(?P<model>\w+)_(?P<data>[a-z]+\d*)_(?P<sparsity>\d\d)(?P<variant>_\w+)?")
+
+
+def recipe(name, *overrides):
+    return load_config(PROJECT / f"config/{name}.yaml", overrides)
+
+
+def network_of(name):
+    config = recipe(name)
+    return config.model.name, config.data.name
+
+
+# The sparsest recipe of each network and dataset stands for the others where a test takes seconds.
+SPARSEST = {network_of(name): name for name in sorted(NAMES, key=lambda name: PARTS.fullmatch(name)["sparsity"])}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_recipes_of_a_network_train_alike(name):
+    changed = changed_keys(recipe(name), recipe(SPARSEST[network_of(name)]))
+    assert set(changed) <= {"pruning.density", "rank.lambda", "rank.delta", "model.pretrained", "output_dir"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_is_what_its_name_says(name):
+    config, parts = recipe(name), PARTS.fullmatch(name)
+    assert parts["model"] in config.model.name and parts["data"] == config.data.name
+    assert config.pruning.density == pytest.approx(1 - int(parts["sparsity"]) / 100, abs=1e-12)
+    assert config.output_dir == f"runs/{name}"
+    assert (config.model.pretrained is None) == (parts["variant"] == "_scratch" or parts["data"] == "cifar100"
+                                                 or parts["model"] in ("resnet32", "vgg19", "deit_small"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_calendar_of_the_whole_run_reaches_its_target(name):
+    config = recipe(name)
+    steps_per_epoch = TRAINING_IMAGES[config.data.name] // (config.train.batch_size * DEVICES[config.data.name])
+    rates, pruning = build.learning_rates(config, steps_per_epoch), config.pruning
+    assert len(rates) == config.train.epochs * steps_per_epoch
+    assert max(rates) == pytest.approx(config.optimizer.lr) and rates[-1] < 0.02 * config.optimizer.lr
+    calendar = UpdateCalendar(len(rates), pruning.update_every, pruning.prune_until, pruning.freeze_after,
+                              pruning.density, pruning.schedule, pruning.warmup_updates)
+    before = calendar.density_at(calendar.reach_step - 1)
+    assert before > pruning.density == calendar.density_at(calendar.reach_step) == calendar.density_at(len(rates))
+    # The last of many small cuts, and time left to recover in.
+    assert before < 1.1 * pruning.density and calendar.last_update < 0.91 * len(rates)
+
+
+@pytest.mark.parametrize("name, rank_lambda, delta", [
+    ("resnet50_imagenet_80", 0.5, 0.2), ("resnet50_imagenet_90", 0.5, 0.1), ("resnet50_imagenet_95", 3, 0.2),
+    ("resnet50_imagenet_98", 4, 0.2), ("resnet50_imagenet_90_scratch", 0.5, 0.1),
+    ("resnet50_imagenet_95_scratch", 3, 0.2)])
+def test_numbers_of_the_released_imagenet_runs(name, rank_lambda, delta):
+    config = recipe(name)
+    train, optimizer, pruning, rank = config.train, config.optimizer, config.pruning, config.rank
+    assert (train.epochs, train.batch_size, train.label_smoothing) == (100, 128, 0.1)
+    assert (optimizer.name, optimizer.lr, optimizer.momentum, optimizer.weight_decay,
+            optimizer.decay_norm_and_bias) == ("sgd", 0.4, 0.9, 1e-4, False)
+    assert (config.schedule.name, config.schedule.warmup_epochs, config.schedule.end_lr) == ("cosine", 5, 0)
+    assert (pruning.method, pruning.schedule, pruning.allocation) == ("rpg", "exponential", "global")
+    assert (pruning.alpha, pruning.update_every, pruning.prune_until, pruning.freeze_after) == (0.3, 100, 0.9, 0.901)
+    assert (rank.lambda_, rank.delta, rank.every, rank.include_dense) == (rank_lambda, delta, "update", False)
+
+
+def test_numbers_of_the_eight_epoch_comparison():
+    config = recipe("resnet20_cifar10_98_8epochs")
+    train, optimizer, pruning, rank = config.train, config.optimizer, config.pruning, config.rank
+    assert (train.epochs, train.batch_size, train.label_smoothing, config.data.augment) == (8, 128, 0, "crop_flip")
+    assert (optimizer.name, optimizer.lr, optimizer.momentum, optimizer.nesterov, optimizer.weight_decay,
+            optimizer.decay_norm_and_bias) == ("sgd", 0.1, 0.9, False, 5e-4, True)
+    assert (pruning.schedule, pruning.alpha, pruning.update_every, pruning.prune_until,
+            pruning.freeze_after) == ("exponential", 0.3, 50, 0.8, 0.801)
+    assert (rank.lambda_, rank.delta, rank.every) == (0.5, 0.1, "update")
+    steps = np.arange(8 * 390)  # cosine to 0 from the very first step
+    np.testing.assert_allclose(build.learning_rates(config, 390), 0.05 * (1 + np.cos(np.pi * steps / 3120)), atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def roots(tmp_path_factory):
+    """Folders with a few images of noise in the layout of each dataset."""
+    folders = {name: tmp_path_factory.mktemp(name) for name in TRAINING_IMAGES}
+    image_files.cifar10(folders["cifar10"])
+    image_files.cifar100(folders["cifar100"])
+    image_files.class_folders(folders["imagenet"])
+    return folders
+
+
+@pytest.fixture
+def pynative():
+    ms.set_context(mode=ms.PYNATIVE_MODE)  # compiling takes longer than three steps do
+    yield
+    ms.set_context(mode=ms.GRAPH_MODE)
+
+
+def reduced(name, roots):
+    """A recipe for eight small images: an epoch is one step, every second step an update."""
+    data = recipe(name).data.name
+    size, classes = {"imagenet": (32, 1000), "cifar10": (16, 10), "cifar100": (16, 100)}[data]
+    return recipe(name, f"data.root={roots[data]}", f"data.image_size={size}", "data.limit=8", "data.workers=1",
+                  f"model.num_classes={classes}", "train.epochs=8", "train.batch_size=8", "pruning.update_every=2",
+                  "device_target=CPU", "mode=pynative")
+
+
+@pytest.mark.parametrize("name", [
+    pytest.param(name, marks=pytest.mark.slow if "cifar100" in name else ()) for name in SPARSEST.values()])
+def test_a_recipe_trains_and_prunes(name, roots, pynative):
+    """Two steps and a topology update in between."""
+    config = reduced(name, roots)
+    ms.set_seed(0)
+    task = Classification(config, ALONE)
+    network, found = build.build_network(config, task)  # from scratch, as the pretrained weights are not here
+    step, _ = build.build_train_step(config, task, network, found.layers, "CPU", ALONE)
+    layers = found.layers
+    plain, update, last = task.train_batches(0, 3)
+
+    before = weights(layers)
+    assert np.isfinite(float(step(*plain).asnumpy()))
+    assert step.record is None and found.nonzero == found.prunable
+    assert all((w != b).any() for w, b in zip(weights(layers), before))  # the step reaches every layer
+
+    assert np.isfinite(float(step(*update).asnumpy()))
+    kept = round(step.calendar.density_at(2) * found.prunable)
+    assert step.record.nonzero == found.nonzero == kept < found.prunable
+    in_rank_term = [layer for layer in layers if config.rank.include_dense or layer.kind == "conv"]
+    assert len(step.record.ranks) == len(in_rank_term) and -1 <= step.record.rank_loss < 0
+    masks = [layer.mask.asnumpy().copy() for layer in layers]
+
+    before = weights(layers)
+    assert np.isfinite(float(step(*last).asnumpy()))
+    for layer, w, b, mask in zip(layers, weights(layers), before, masks):
+        assert (w != b).any() and not w[~mask].any() and np.array_equal(layer.mask.asnumpy(), mask), layer.name
+
+
+def weights(layers):
+    return [layer.weight.asnumpy().copy() for layer in layers]
+
+
+@pytest.mark.parametrize("name, file", [("resnet50_imagenet_98", "pretrained/resnet50.pth"),
+                                        ("resnet20_cifar10_98_8epochs", "pretrained/resnet20-12fca82f.th")])
+def test_missing_pretrained_weights_are_named(name, file, roots, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = reduced(name, roots)
+    with pytest.raises(UserError, match=f"^model.pretrained: {file}: no such file$"):
+        build.build_network(config, Classification(config, ALONE), config.model.pretrained)
