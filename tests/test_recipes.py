@@ -76,7 +76,8 @@ def test_numbers_of_the_released_imagenet_runs(name, rank_lambda, delta):
             optimizer.decay_norm_and_bias) == ("sgd", 0.4, 0.9, 1e-4, False)
     assert (config.schedule.name, config.schedule.warmup_epochs, config.schedule.end_lr) == ("cosine", 5, 0)
     assert (pruning.method, pruning.schedule, pruning.allocation) == ("rpg", "exponential", "global")
-    assert (pruning.alpha, pruning.update_every, pruning.prune_until, pruning.freeze_after) == (0.3, 100, 0.9, 0.901)
+    assert (pruning.alpha, pruning.update_every, pruning.prune_until,
+            pruning.freeze_after) == (0.3, 100, 0.9, 0.901)
     assert (rank.lambda_, rank.delta, rank.every, rank.include_dense) == (rank_lambda, delta, "update", False)
 
 
@@ -90,7 +91,8 @@ def test_numbers_of_the_eight_epoch_comparison():
             pruning.freeze_after) == ("exponential", 0.3, 50, 0.8, 0.801)
     assert (rank.lambda_, rank.delta, rank.every) == (0.5, 0.1, "update")
     steps = np.arange(8 * 390)  # cosine to 0 from the very first step
-    np.testing.assert_allclose(build.learning_rates(config, 390), 0.05 * (1 + np.cos(np.pi * steps / 3120)), atol=1e-6)
+    expected = 0.05 * (1 + np.cos(np.pi * steps / 3120))
+    np.testing.assert_allclose(build.learning_rates(config, 390), expected, atol=1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +148,8 @@ def test_a_recipe_trains_and_prunes(name, roots, pynative):
     before = weights(layers)
     assert np.isfinite(float(step(*last).asnumpy()))
     for layer, w, b, mask in zip(layers, weights(layers), before, masks):
-        assert (w != b).any() and not w[~mask].any() and np.array_equal(layer.mask.asnumpy(), mask), layer.name
+        assert (w != b).any() and not w[~mask].any(), layer.name
+        assert np.array_equal(layer.mask.asnumpy(), mask), layer.name
 
 
 def weights(layers):
