@@ -32,7 +32,7 @@ def cifar10(root, per_file=20):
 
 
 def cifar100(root, train=20, test=20):
-    """The two files of CIFAR-100's binary layout in root, coarse labels 0, fine labels counting up; returns root."""
+    """The two files of CIFAR-100's binary layout in root, fine labels counting up; returns root."""
     for name, count in (("train", train), ("test", test)):
         records = np.random.default_rng(count).integers(0, 256, (count, 3074), np.uint8)
         records[:, 0], records[:, 1] = 0, np.arange(count) % 100
