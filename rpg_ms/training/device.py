@@ -22,4 +22,5 @@ def set_up(config):
     ms.set_context(mode=ms.GRAPH_MODE if config.mode == "graph" else ms.PYNATIVE_MODE)
     ms.set_deterministic(True)
     ms.set_seed(config.seed)
+    ms.manual_seed(config.seed)  # of the generator that checkpoints carry; MindSpore 2.7 starts it at random
     return target
