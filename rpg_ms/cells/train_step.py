@@ -374,9 +374,9 @@ class SparseTrainStep(nn.Cell):
             self.pending = True
             self.apply_gradients(finite, *gradients)  # lowers the loss scale
             return loss
-        rank_loss, ranks = None, None
+        rank = None
         if self.rank is not None:
-            rank_loss, ranks, rank_gradients = self.rank()
+            *rank, rank_gradients = self.rank()
             gradients = add_rank(gradients, rank_gradients, self.rank_of)
         fraction = self.calendar.drop_fraction(step, self.alpha)
         dense = None
@@ -384,7 +384,7 @@ class SparseTrainStep(nn.Cell):
             dense = [gradients[i].asnumpy() for i in self.gradient_of]
             if self.window_steps:
                 dense = [(a + b) / (self.window_steps + 1) for a, b in zip(self.window, dense)]
-        self._redraw(step, dense, fraction, (rank_loss, ranks) if self.rank is not None else None)
+        self._redraw(step, dense, fraction, rank)
         if self.alpha > 0:
             # The optimizer rests, its learning-rate schedule does not.
             ops.assign(self.optimizer.global_step, ms.Tensor([step], ms.int32))

@@ -7,7 +7,6 @@ MindSpore's CRC-32 of the content.
 """
 from __future__ import annotations
 
-import binascii
 import json
 import logging
 import os
@@ -21,6 +20,7 @@ from mindspore import ops
 from rpg_ms.errors import UserError, one_line
 from rpg_ms.training.run_folder import atomic_path
 from rpg_ms.weights import load_weights
+from rpg_ms.weights.files import has_checksum
 
 STATE = "rpg_state"
 AVERAGE = "average:"
@@ -220,10 +220,8 @@ def _read(path):
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    if content[-17:-10] != b"crc_num":
+    if not has_checksum(path, content):
         return {}
-    if binascii.crc32(content[:-17]) != int.from_bytes(content[-10:], "big"):
-        raise UserError(f"{path}: damaged: its checksum is wrong")
     try:
         return ms.load_checkpoint(str(path))
     except (ValueError, TypeError, RuntimeError, KeyError) as error:

@@ -82,12 +82,17 @@ def _read_safetensors(path):
         raise UserError(f"{path}: not a safetensors file, or damaged: {one_line(str(error))}") from None
 
 
-def _read_mindspore(path):
-    content = path.read_bytes()
-    # A checkpoint may end with MindSpore's CRC-32 of what comes before.
-    checksum = int.from_bytes(content[-10:], "big")
-    if content[-17:-10] == b"crc_num" and binascii.crc32(content[:-17]) != checksum:
+def has_checksum(path, content):
+    """Whether a file's content ends with MindSpore's CRC-32 of what comes before; UserError if that is wrong."""
+    if content[-17:-10] != b"crc_num":
+        return False
+    if binascii.crc32(content[:-17]) != int.from_bytes(content[-10:], "big"):
         raise UserError(f"{path}: damaged: its checksum is wrong")
+    return True
+
+
+def _read_mindspore(path):
+    has_checksum(path, path.read_bytes())
     try:
         if path.suffix != ".ckpt":
             raise ValueError("its name does not end with .ckpt")
