@@ -5,6 +5,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn, ops
 
+from rpg_ms.rank import matmul
 from rpg_ms.rank.svd import svd_dtype, svd_term
 from rpg_ms.rank.term import BACKENDS, rank_term
 
@@ -17,7 +18,8 @@ class RankLoss(nn.Cell):
 
     Args:
         delta: error budget in (0, 1].
-        backend: "gram" (on the host, in float64; CPU) or "svd" (`ops.svd`; CPU, GPU, Ascend).
+        backend: "gram" (on the host, in float64; CPU), "matmul" (multiplications only, layers of equal size in
+            batches; CPU, GPU, Ascend) or "svd" (`ops.svd`; CPU, GPU, Ascend).
 
     Inputs:
         *weights: one or more Parameters or Tensors of two or more dimensions, first dimension `C_out`.
@@ -36,7 +38,7 @@ class RankLoss(nn.Cell):
         if not 0 < delta <= 1:
             raise ValueError(f"delta: {delta!r} is not in (0, 1]")
         self.delta = delta
-        self.use_svd = backend == "svd"
+        self.backend = backend
         self.svd_dtype = svd_dtype()
         self.host_term = ops.Custom(self._host_term, func_type="pyfunc",
                                     out_shape=lambda shape: ((1,), (1,), shape),
@@ -48,17 +50,15 @@ class RankLoss(nn.Cell):
 
     def loss_and_ranks(self, weights):
         """`(loss, k)` for a tuple of weights; `k` is an int32 tensor of shape `[len(weights)]`."""
-        losses, ranks, grads = (), (), ()
+        constants = ()
         for weight in weights:
             constant = ops.stop_gradient(weight)
             if constant.dtype in (ms.float16, ms.bfloat16):
                 constant = constant.astype(ms.float32)
-            if self.use_svd:
-                loss, k, grad = svd_term(constant.astype(self.svd_dtype), self.delta)
-                loss, grad = loss.astype(constant.dtype), grad.astype(constant.dtype)
-            else:
-                loss, k, grad = self.host_term(constant)
-                loss, k = loss[0], k[0]
+            constants += (constant,)
+        terms = self._batched_terms(constants) if self.backend == "matmul" else self._terms(constants)
+        losses, ranks, grads = (), (), ()
+        for loss, k, grad in terms:
             losses += (loss,)
             ranks += (k,)
             grads += (grad,)
@@ -71,6 +71,44 @@ class RankLoss(nn.Cell):
             inner = (ops.stop_gradient(grad / active) * weight).sum()
             loss = loss + (inner - ops.stop_gradient(inner))
         return loss, ops.stop_gradient(ranks)
+
+    def _terms(self, weights):
+        """`(loss, k, gradient)` of every weight, one after the other."""
+        terms = ()
+        for weight in weights:
+            if self.backend == "svd":
+                loss, k, grad = svd_term(weight.astype(self.svd_dtype), self.delta)
+                loss, grad = loss.astype(weight.dtype), grad.astype(weight.dtype)
+            else:
+                loss, k, grad = self.host_term(weight)
+                loss, k = loss[0], k[0]
+            terms += ((loss, k, grad),)
+        return terms
+
+    def _batched_terms(self, weights):
+        """The same by multiplications: one batch for all weights whose smaller sides are equal."""
+        matrices, norms, sizes = (), (), ()
+        for weight in weights:
+            matrix, norm = matmul.normalise(weight.reshape(weight.shape[0], -1).astype(ms.float32))
+            matrices += (matrix,)
+            norms += (norm,)
+            sizes += (min(matrix.shape[0], matrix.shape[1]),)
+        places = [(0, 0)] * len(weights)  # which batch, which of it
+        batches = []
+        for size in set(sizes):
+            members = [i for i in range(len(sizes)) if sizes[i] == size]
+            for place, i in enumerate(members):
+                places[i] = (len(batches), place)
+            grams = ops.stack([matmul.gram(matrices[i]) for i in members])
+            batches.append(matmul.tail_projectors(grams, self.delta))
+        terms = ()
+        for i, weight in enumerate(weights):
+            batch, place = places[i]
+            projectors, tails, ranks = batches[batch]
+            tail = tails[place]
+            grad = matmul.closed_form(projectors[place], tail, matrices[i], norms[i])
+            terms += ((-tail.astype(weight.dtype), ranks[place], grad.reshape(weight.shape).astype(weight.dtype)),)
+        return terms
 
     def _host_term(self, weight):
         loss, k, grad = rank_term(weight, self.delta, "gram")

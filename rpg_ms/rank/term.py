@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import logging
 
+import mindspore as ms
 import numpy as np
 import scipy.linalg
 from mindspore import Tensor
 
-from rpg_ms.rank import svd
+from rpg_ms.rank import matmul, svd
 
-BACKENDS = ("svd", "gram")
+BACKENDS = ("svd", "gram", "matmul")
 
 _log = logging.getLogger(__name__)
 
@@ -31,8 +32,9 @@ def rank_term(weight, delta, backend="gram"):
     Args:
         weight: NumPy array or MindSpore Tensor of two or more dimensions, the first one `C_out`; floating point.
         delta: error budget, the share of the energy to be discarded, in (0, 1].
-        backend: "gram" (eigenvalues of the smaller Gram matrix) or "svd" (`ops.svd`). Both compute in float64,
-            whatever the weight's dtype; `ops.svd` on Ascend in float32.
+        backend: "gram" (eigenvalues of the smaller Gram matrix) or "svd" (`ops.svd`), both of which compute in
+            float64, whatever the weight's dtype (`ops.svd` on Ascend in float32); or "matmul" (multiplications only),
+            in float32, whose k may be off by one where eigenvalues are equal to float32's eye.
 
     Returns:
         `(loss, k, grad)`: float, int, array of the weight's shape and dtype. A weight that is all zero gives
@@ -53,7 +55,7 @@ def rank_term(weight, delta, backend="gram"):
         return float("nan"), 0, np.full_like(weight, np.nan)
     if not matrix.any():
         return 0.0, 0, np.zeros_like(weight)
-    loss, k, grad = _svd(matrix, delta) if backend == "svd" else _gram(matrix, delta)
+    loss, k, grad = {"svd": _svd, "gram": _gram, "matmul": _matmul}[backend](matrix, delta)
     return loss, k, grad.reshape(weight.shape).astype(weight.dtype, copy=False)
 
 
@@ -107,6 +109,13 @@ def _dense_svd(normalised, norm, delta):
 
 def _closed_form(normalised, norm, residual, tail, k):
     return -float(tail), k, (-2.0 / norm) * (residual - tail * normalised)
+
+
+def _matmul(matrix, delta):
+    normalised, norm = matmul.normalise(Tensor(matrix).astype(ms.float32))
+    projectors, tails, ranks = matmul.tail_projectors(matmul.gram(normalised).expand_dims(0), delta)
+    grad = matmul.closed_form(projectors[0], tails[0], normalised, norm)
+    return -float(tails.asnumpy()[0]), int(ranks.asnumpy()[0]), grad.asnumpy()
 
 
 def _svd(matrix, delta):
