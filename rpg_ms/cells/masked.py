@@ -12,8 +12,8 @@ import mindspore as ms
 import numpy as np
 from mindspore import mint, nn, ops
 
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Conv1dTranspose, nn.Conv2dTranspose, nn.Conv3dTranspose,
-                mint.nn.Conv2d, mint.nn.Conv3d, mint.nn.ConvTranspose2d)
+TRANSPOSED = (nn.Conv1dTranspose, nn.Conv2dTranspose, nn.Conv3dTranspose, mint.nn.ConvTranspose2d)
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, mint.nn.Conv2d, mint.nn.Conv3d, *TRANSPOSED)
 DENSES = (nn.Dense, mint.nn.Linear)
 
 

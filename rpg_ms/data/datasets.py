@@ -5,7 +5,7 @@ import difflib
 import os
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Callable, Sequence
+from typing import Callable, Optional, Sequence
 
 import numpy as np
 from PIL import Image
@@ -51,6 +51,30 @@ class ImageDataset:
     test_transform: Sequence
 
 
+@dataclass(frozen=True)
+class DatasetRow:
+    """A dataset by what is known before its files are read.
+
+    Args:
+        read: from a DataConfig to the train and test ImageSets and the number of classes.
+        classes: number of classes; None where the files decide.
+        native_size: side of its images, pixels; None for photographs of all sizes, treated as those of ImageNet are.
+        padding: pixels around an image that is cropped at random; None for an eighth of its side.
+        mean, std: of the pixels in [0, 1], one number a channel.
+    """
+
+    read: Callable
+    classes: Optional[int] = None
+    native_size: Optional[int] = None
+    padding: Optional[int] = None
+    mean: Sequence[float] = RGB_MEAN
+    std: Sequence[float] = RGB_STD
+
+    def size(self, config):
+        """Side of the network's images, pixels."""
+        return config.image_size or self.native_size or 224
+
+
 def load_dataset(config, seed):
     """The dataset of a `rpg_ms.config.DataConfig`.
 
@@ -60,11 +84,14 @@ def load_dataset(config, seed):
     Raises:
         UserError: an unknown name, or files that are missing or damaged.
     """
-    if config.name not in DATASETS:
-        close = difflib.get_close_matches(config.name, DATASETS, 1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        raise UserError(f"data.name: {config.name!r} is not one of {', '.join(DATASETS)}{hint}")
-    dataset = DATASETS[config.name](config)
+    row = _row(config)
+    train, test, classes = row.read(config)
+    size = row.size(config)
+    for_train, for_test = transforms(
+        config.augment, "crop_flip" if row.native_size else "random_resized_crop", size, row.native_size,
+        size // 8 if row.padding is None else row.padding, row.mean, row.std)
+    dataset = ImageDataset(train, test, classes=classes, channels=len(row.mean), size=size,
+                           train_transform=for_train, test_transform=for_test)
     if config.limit is not None:
         dataset = replace(dataset, train=dataset.train.first(config.limit), test=dataset.test.first(config.limit))
     if config.validation > 0:
@@ -77,21 +104,40 @@ def load_dataset(config, seed):
     return dataset
 
 
+def known_shape(config):
+    """What a `DataConfig` tells of its images without reading them: `((channels, height, width), classes)`.
+
+    The classes are None where the files decide.
+
+    Raises:
+        UserError: an unknown name.
+    """
+    row = _row(config)
+    size = row.size(config)
+    return (len(row.mean), size, size), row.classes
+
+
+def _row(config):
+    if config.name not in DATASETS:
+        close = difflib.get_close_matches(config.name, DATASETS, 1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise UserError(f"data.name: {config.name!r} is not one of {', '.join(DATASETS)}{hint}")
+    return DATASETS[config.name]
+
+
 def _fashion_mnist(config):
     train, test = (_in_memory(*fashion_mnist.load(config.root, part)) for part in ("train", "test"))
-    return _dataset(config, train, test, classes=10, customary="crop_flip", native_size=28, padding=2,
-                    mean=(0.2860,), std=(0.3530,))
+    return train, test, 10
 
 
 def _cifar(layout, config):
     train, test = (_in_memory(*cifar.load(layout, config.root, part)) for part in ("train", "test"))
-    return _dataset(config, train, test, classes=layout.classes, customary="crop_flip", native_size=32,
-                    padding=4)
+    return train, test, layout.classes
 
 
 def _class_folders(config):
     train, test = class_folders.load(config.root)
-    return _photographs(config, _from_files(train), _from_files(test), len(train.classes))
+    return _from_files(train), _from_files(test), len(train.classes)
 
 
 def _mindrecord(config):
@@ -100,7 +146,7 @@ def _mindrecord(config):
     if test.labels.max() >= classes:
         raise UserError(f"{test.files[0]}: label {test.labels.max()} is not among the {classes} classes "
                         "of train")
-    return _photographs(config, ImageSet(train, train.labels), ImageSet(test, test.labels), classes)
+    return ImageSet(train, train.labels), ImageSet(test, test.labels), classes
 
 
 def _in_memory(images, labels):
@@ -114,25 +160,10 @@ def _from_files(listing):
     return ImageSet(image, listing.labels)
 
 
-def _photographs(config, train, test, classes):
-    """Colour images of all sizes, treated as those of ImageNet are."""
-    size = config.image_size or 224
-    return _dataset(config, train, test, classes=classes, customary="random_resized_crop", native_size=None,
-                    size=size, padding=size // 8)
-
-
-def _dataset(config, train, test, *, classes, customary, native_size, padding, size=None, mean=RGB_MEAN,
-             std=RGB_STD):
-    size = size or config.image_size or native_size
-    for_train, for_test = transforms(config.augment, customary, size, native_size, padding, mean, std)
-    return ImageDataset(train, test, classes=classes, channels=len(mean), size=size,
-                        train_transform=for_train, test_transform=for_test)
-
-
 DATASETS = {
-    "fashion_mnist": _fashion_mnist,
-    "cifar10": partial(_cifar, cifar.CIFAR10),
-    "cifar100": partial(_cifar, cifar.CIFAR100),
-    "imagenet": _class_folders,
-    "mindrecord": _mindrecord,
+    "fashion_mnist": DatasetRow(_fashion_mnist, classes=10, native_size=28, padding=2, mean=(0.2860,), std=(0.3530,)),
+    "cifar10": DatasetRow(partial(_cifar, cifar.CIFAR10), classes=cifar.CIFAR10.classes, native_size=32, padding=4),
+    "cifar100": DatasetRow(partial(_cifar, cifar.CIFAR100), classes=cifar.CIFAR100.classes, native_size=32, padding=4),
+    "imagenet": DatasetRow(_class_folders),
+    "mindrecord": DatasetRow(_mindrecord),
 }

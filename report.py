@@ -1,0 +1,29 @@
+#!/usr/bin/env python3
+"""Report on training runs, one or several: python report.py RUN_FOLDER [RUN_FOLDER ...] --output_dir FOLDER"""
+import json
+import os
+
+from rpg_ms.config import OneLineParser
+from rpg_ms.errors import front_door
+
+
+def main():
+    parser = OneLineParser(description=__doc__)
+    parser.add_argument("runs", nargs="+", metavar="RUN_FOLDER", help="folder of a run, finished or not")
+    parser.add_argument("--output_dir", metavar="FOLDER",
+                        help="where report.html and its figures go (default for one run: RUN_FOLDER/report)")
+    args = parser.parse_args()
+    if len(args.runs) > 1 and args.output_dir is None:
+        parser.error("--output_dir: required for a report on several runs")
+
+    import mindspore as ms
+    from rpg_ms.report import load_run, write_report
+
+    ms.set_device("CPU")  # an accelerator may be busy with the run itself
+    path = write_report([load_run(folder) for folder in args.runs],
+                        args.output_dir or os.path.join(args.runs[0], "report"))
+    print(json.dumps({"report": str(path), "runs": len(args.runs)}))
+
+
+if __name__ == "__main__":
+    front_door(main)

@@ -1,0 +1,48 @@
+"""What a sparse layer looks like: ranks and dead filters, from arrays."""
+from __future__ import annotations
+
+import numpy as np
+from scipy.sparse import csr_matrix
+from scipy.sparse.csgraph import structural_rank as scipy_structural_rank
+
+
+def full_rank(weight):
+    """The largest rank that a matrix of the weight's `shape[0] x rest` can have."""
+    return min(len(weight), weight.size // len(weight))
+
+
+def numeric_rank(weight):
+    """Rank of a float array of two or more dimensions, viewed as `shape[0] x rest`.
+
+    Counted are the singular values above `max(rows, columns) * eps * largest`, with the eps of the weight's own
+    dtype, as in `numpy.linalg.matrix_rank`; they are computed in float64.
+    """
+    matrix = np.asarray(weight).reshape(len(weight), -1)
+    values = np.linalg.svd(matrix.astype(np.float64), compute_uv=False)
+    return int(np.count_nonzero(values > values.max() * max(matrix.shape) * np.finfo(matrix.dtype).eps))
+
+
+def structural_rank(mask):
+    """The largest rank that any weights on a bool mask can have, viewed as `shape[0] x rest`.
+
+    It is the size of a maximum matching of rows with columns over the mask's ones.
+    """
+    return int(scipy_structural_rank(csr_matrix(np.asarray(mask).reshape(len(mask), -1))))
+
+
+def dead_filters(weight, transposed=False, groups=1):
+    """How many output channels have no weight but zeros, and how many output channels there are: `(int, int)`.
+
+    Args:
+        weight: array of `[outputs, inputs / groups, ...]`, or `[inputs, outputs / groups, ...]` of a transposed
+            convolution.
+        transposed: whether it is one.
+        groups: groups of a transposed convolution; the others' weights show them.
+    """
+    weight = np.asarray(weight)
+    if transposed:
+        by_group = weight.reshape(groups, len(weight) // groups, weight.shape[1], -1)
+        alive = by_group.any(axis=(1, 3)).reshape(-1)
+    else:
+        alive = weight.reshape(len(weight), -1).any(axis=1)
+    return int(np.count_nonzero(~alive)), alive.size

@@ -1,0 +1,223 @@
+"""Runs as plain numbers: what was logged, and what the newest checkpoint looks like layer by layer."""
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Optional, Tuple
+
+from rpg_ms.config import Config, load_config
+from rpg_ms.data.datasets import known_shape
+from rpg_ms.errors import UserError
+from rpg_ms.report.layers import dead_filters, full_rank, numeric_rank, structural_rank
+
+# What the lines of metrics.jsonl must have to be drawn.
+NUMBER = (int, float)
+RECORDS = {
+    "train": {"step": int, "loss": NUMBER, "lr": NUMBER},
+    "topology": {"step": int, "density": NUMBER, "ranks": list},
+    "evaluation": {"step": int, "top1": NUMBER},
+}
+SUMMARY = {"top1": NUMBER, "steps": int, "seconds": NUMBER}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One prunable layer; ranks are those of the weight viewed as `shape[0] x rest`."""
+
+    name: str
+    shape: Tuple[int, ...]
+    in_rank_term: bool
+    weights: int
+    nonzero: int  # positions that the mask keeps
+    full_rank: int
+    structural_rank: int  # of the mask
+    numeric_rank: int  # of the weight
+    filters: int
+    dead_filters: int
+    dense_flops: int  # multiply-adds for one image
+    flops: int  # of the non-zeros
+
+    @property
+    def density(self):
+        return self.nonzero / self.weights
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run; `step` and `layers` are those of its newest checkpoint.
+
+    `train`, `topology` and `evaluation` are the lines of metrics.jsonl, dicts, and may go beyond that step when
+    the run is unfinished; `summary` is None then.
+    """
+
+    label: str
+    folder: Path
+    config: Config
+    summary: Optional[dict]
+    step: int
+    total_steps: int
+    seconds: float
+    train: Tuple[dict, ...]
+    topology: Tuple[dict, ...]
+    evaluation: Tuple[dict, ...]
+    layers: Tuple[Layer, ...]
+    other_parameters: int  # trained but never pruned: biases, norms, embeddings ...
+    input_shape: Tuple[int, int, int]
+
+    @property
+    def prunable(self):
+        return sum(layer.weights for layer in self.layers)
+
+    @property
+    def nonzero(self):
+        return sum(layer.nonzero for layer in self.layers)
+
+    @property
+    def density(self):
+        return self.nonzero / self.prunable
+
+    @property
+    def sparsity(self):
+        """Share of the prunable weights that are gone, percent, to two decimals."""
+        return round(100 * (1 - self.density), 2)
+
+    @property
+    def top1(self):
+        """Top-1 accuracy of the newest evaluation, percent, or None before the first."""
+        if self.summary is not None:
+            return self.summary["top1"]
+        return self.evaluation[-1]["top1"] if self.evaluation else None
+
+    @property
+    def state(self):
+        """What the run has come to, for a reader."""
+        return f"finished, {self.step} steps" if self.summary is not None \
+            else f"unfinished at step {self.step} of {self.total_steps}"
+
+    @property
+    def rank_updates(self):
+        """The lines of the topology updates that computed the rank term."""
+        return [line for line in self.topology if line["ranks"]]
+
+
+def load_run(folder, label=None):
+    """Read a run's folder; the dataset is not needed.
+
+    Args:
+        folder: what train.py wrote; the run may be unfinished.
+        label: what the run is called, and which runs are seeds of one another; None for its pruning method.
+
+    Returns:
+        Run.
+
+    Raises:
+        UserError: not a run's folder, a run without checkpoint yet, or files that are damaged.
+    """
+    folder = Path(folder)
+    if not (folder / "config.yaml").is_file():
+        raise UserError(f"{folder}: not the folder of a run: "
+                        f"{'it has no config.yaml' if folder.is_dir() else 'no such folder'}")
+    config = load_config(folder / "config.yaml")
+    if not (folder / "last.ckpt").exists():
+        begun = (folder / "metrics.jsonl").exists()
+        raise UserError(f"{folder}: {'has no checkpoint yet' if begun else 'the run was not started'}: no last.ckpt")
+    records = _read_metrics(folder / "metrics.jsonl")
+    summary = _read_summary(folder / "summary.json")
+    state, layers, other_parameters, input_shape = _read_checkpoint(folder / "last.ckpt", config)
+    in_rank_term = sum(layer.in_rank_term for layer in layers)
+    for line in records["topology"]:
+        if len(line["ranks"]) not in (0, in_rank_term) or not all(type(k) is int for k in line["ranks"]):
+            raise UserError(f"{folder / 'metrics.jsonl'}: step {line['step']}: ranks is not a list of {in_rank_term} "
+                            "integers, one a layer of the rank term")
+    return Run(label if label is not None else config.pruning.method, folder, config, summary, state["step"],
+               state["total_steps"], state["seconds"], *(tuple(records[event]) for event in RECORDS), layers,
+               other_parameters, input_shape)
+
+
+def _read_metrics(path):
+    """`{event: [line, ...]}`; a last line that a killed run left half written is passed over."""
+    records = {event: [] for event in RECORDS}
+    lines = _read(path).split(b"\n")
+    for number, text in enumerate(lines, 1):
+        if not text.strip():
+            continue
+        try:
+            line = json.loads(text)
+            _check(line, RECORDS.get(line["event"], {}) if isinstance(line, dict) and "event" in line
+                   else {"event": str})
+        except ValueError as error:
+            if number == len(lines):  # it does not end with a line break
+                continue
+            raise UserError(f"{path}: line {number}: {_reason(error)}") from None
+        if line["event"] in records:
+            records[line["event"]].append(line)
+    return records
+
+
+def _read_summary(path):
+    if not path.exists():
+        return None
+    try:
+        summary = json.loads(_read(path))
+        _check(summary, SUMMARY)
+    except ValueError as error:
+        raise UserError(f"{path}: {_reason(error)}") from None
+    return summary
+
+
+def _read(path):
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _check(values, wanted):
+    if not isinstance(values, dict):
+        raise ValueError("not a mapping of names to values")
+    for name, kind in wanted.items():
+        if name not in values:
+            raise ValueError(f"{name} is missing")
+        if not isinstance(values[name], kind) or isinstance(values[name], bool):
+            raise ValueError(f"{name}: {values[name]!r} is not of the expected type")
+
+
+def _reason(error):
+    return "not JSON" if isinstance(error, (json.JSONDecodeError, UnicodeDecodeError)) else str(error)
+
+
+def _read_checkpoint(path, config):
+    """`(state, layers, number of other trained parameters, input shape)`."""
+    from rpg_ms.report.flops import layer_flops
+    from rpg_ms.training import build, checkpoint
+    from rpg_ms.weights import read_weights
+
+    input_shape, classes = known_shape(config.data)
+    classes = config.model.num_classes or classes
+    if classes is None:  # the files of the dataset decided: the classifier is as wide, and comes last
+        widths = [len(weight) for name, weight in read_weights(path).items()
+                  if name.endswith("weight") and weight.ndim >= 2]
+        classes = widths[-1] if widths else 1
+    network, found = build.build_network(config, SimpleNamespace(input_shape=input_shape, classes=classes),
+                                         mixed_precision=False)
+    state = checkpoint.load_network(path, network, found)
+    if state["step"] is None:
+        raise UserError(f"{path}: not a checkpoint of a training run")
+    cells = {id(cell.weight): cell for _, cell in network.cells_and_names() if hasattr(cell, "weight")}
+    flops = layer_flops(network, found, input_shape)
+    layers = tuple(_layer(layer, cells[id(layer.weight)], config.rank.include_dense, *costs)
+                   for layer, costs in zip(found.layers, flops))
+    trained = sum(parameter.size for parameter in network.trainable_params())
+    return state, layers, trained - found.prunable, input_shape
+
+
+def _layer(layer, cell, rank_takes_dense, dense_flops, flops):
+    from rpg_ms.cells.masked import TRANSPOSED
+
+    weight, mask = layer.weight.asnumpy(), layer.mask.asnumpy()
+    groups = getattr(cell, "group", getattr(cell, "groups", 1))  # as nn's and as mint's layers call it
+    dead, filters = dead_filters(weight, isinstance(cell, TRANSPOSED), groups)
+    return Layer(layer.name, weight.shape, rank_takes_dense or layer.kind == "conv", weight.size, int(mask.sum()),
+                 full_rank(weight), structural_rank(mask), numeric_rank(weight), filters, dead, dense_flops, flops)
