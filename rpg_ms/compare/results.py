@@ -122,21 +122,21 @@ def write(document, folder):
 
 def draw(cells, folder):
     """Write the report on the finished runs into a folder; returns what is missing from it, a line each."""
+    finished = [cell for cell in cells if cell.summary() is not None]
+    if not finished:
+        return []
+    runs, problems = [], []
     try:
         from rpg_ms.report import load_run, write_report
-    except ImportError as error:
-        return [f"any run: {error}"]
-    runs, problems = [], []
-    for cell in cells:
-        if cell.summary() is not None:
+
+        for cell in finished:
             try:
                 runs.append(load_run(cell.folder, cell.entry.label))
             except UserError as error:
                 problems.append(str(error))
-    try:
         if runs:
             write_report(runs, folder)
-    except UserError as error:
+    except (UserError, ImportError) as error:
         problems.append(f"any run: {error}")
     return problems
 
