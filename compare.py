@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""Compare pruning methods: python compare.py --config FILE --methods rpg gmp --densities 0.05 0.02 --seeds 0 1
+"""Compare pruning methods: python compare.py --config FILE --methods rpg gmp --densities 0.02 --seeds 0 1
 
-Every method at every density with every seed is one run of train.py in a folder of its own below --output_dir. Runs
-that are there are not run again, those that were cut off go on: the same command, given again, does what is left.
-results.json, results.csv and results.md are written after every run, the figures at the end.
+Every method at every density with every seed is one run of train.py in a folder of its own below
+--output_dir. Runs that are there are not run again, those that were cut off go on: the same command,
+given again, does what is left. results.json, results.csv and results.md are written after every run,
+the figures at the end.
 
 Choose settings on a validation split, never on the test images: --set data.validation=0.1.
 """
@@ -30,18 +31,21 @@ def main():
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N", help="default: 0")
     parser.add_argument("--output_dir", default="runs/compare", metavar="DIR",
                         help="folder of the runs' folders; default: runs/compare")
-    parser.add_argument("--results", metavar="DIR", help="folder of tables and figures; default: --output_dir")
+    parser.add_argument("--results", metavar="DIR",
+                        help="folder of tables and figures; default: --output_dir")
     parser.add_argument("--set", action="extend", nargs="+", default=[], metavar="a.b=value",
                         help="set a key for all methods, the value in YAML; a variant's own settings win. "
-                        "data.validation=0.1 measures on a tenth of the training images in place of the test images")
+                        "data.validation=0.1 measures on a tenth of the training images, not the test images")
     parser.add_argument("--device_target", choices=SCHEMAS[("device_target",)]["enum"], help="where to run")
-    parser.add_argument("--dry_run", action="store_true", help="list the runs and what is there, and run nothing")
+    parser.add_argument("--dry_run", action="store_true",
+                        help="list the runs and what is there, and run nothing")
     args = parser.parse_args()
 
     from rpg_ms.compare import cells, results, running
 
-    planned = cells.plan(args.config, [cells.parse_entry(entry) for entry in args.methods], args.densities, args.seeds,
-                         args.output_dir, args.set, args.device_target)
+    entries = [cells.parse_entry(text) for text in args.methods]
+    planned = cells.plan(args.config, entries, args.densities, args.seeds, args.output_dir, args.set,
+                         args.device_target)
     folder = args.results or args.output_dir
     command = shlex.join(["python", "compare.py", *sys.argv[1:]])
 
@@ -55,14 +59,14 @@ def main():
     failures, stopped_by = running.run_missing(planned, TRAIN, args.output_dir,
                                                lambda failures: results.write(collected(failures), folder))
     if stopped_by is not None:
-        raise RunStopped(f"stopped by {stopped_by.name}; the table so far is {folder}/results.md; the same command "
-                         "goes on", 128 + stopped_by)
+        raise RunStopped(f"stopped by {stopped_by.name}; the table so far is {folder}/results.md; "
+                         "the same command goes on", 128 + stopped_by)
     for problem in results.draw(planned, folder):
         print(f"not in the figures: {problem}")
     print(results.table(collected(failures), "en"))
     if failures:
-        raise RunStopped(f"{len(failures)} of {len(planned)} runs failed, see {folder}/results.md; the same command "
-                         "tries them again")
+        raise RunStopped(f"{len(failures)} of {len(planned)} runs failed, see {folder}/results.md; "
+                         "the same command tries them again")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Write what is generated into both READMEs: python scripts/update_readme.py
 
-The table of configuration keys, and for every mark `<!-- results NAME -->` the table of results/NAME/results.json,
-which compare.py wrote.
+The table of configuration keys, and for every mark `<!-- results NAME -->` the table of
+results/NAME/results.json, which compare.py wrote.
 """
 import json
 import re
@@ -30,8 +30,8 @@ def updated(text, language, results):
     Raises:
         UserError: a mark without data, or without its closing mark.
     """
-    text = re.sub(r"(<!-- keys -->\n).*?(<!-- /keys -->)", lambda m: m[1] + reference_table().strip() + "\n" + m[2],
-                  text, flags=re.DOTALL)
+    text = re.sub(r"(<!-- keys -->\n).*?(<!-- /keys -->)",
+                  lambda m: m[1] + reference_table().strip() + "\n" + m[2], text, flags=re.DOTALL)
     for name in re.findall(r"<!-- results ([\w.-]+) -->", text):
         file, close = Path(results) / name / "results.json", f"<!-- /results {name} -->"
         before, mark, rest = text.partition(f"<!-- results {name} -->\n")
@@ -47,7 +47,8 @@ def updated(text, language, results):
 def main():
     for name, language in READMES.items():
         path = PROJECT / name
-        path.write_text(updated(path.read_text(encoding="utf-8"), language, PROJECT / "results"), encoding="utf-8")
+        text = updated(path.read_text(encoding="utf-8"), language, PROJECT / "results")
+        path.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

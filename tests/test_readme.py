@@ -27,13 +27,14 @@ def test_generated_parts_agree_with_the_data(name):
 
 
 def test_results_are_written_between_their_marks(tmp_path):
-    run = {"label": "rpg", "method": "rpg", "settings": [], "target_density": 0.02, "seed": 0, "status": "finished",
-           "top1": 88.154, "seconds": 90.0}
+    run = {"label": "rpg", "method": "rpg", "settings": [], "target_density": 0.02, "seed": 0,
+           "status": "finished", "top1": 88.154, "seconds": 90.0}
     document = {"command": "python compare.py", "config": "x.yaml", "settings": [], "evaluated_on": "test",
                 "date": "2024-02-29", "environments": [], "runs": [run]}
     (tmp_path / "small").mkdir()
     (tmp_path / "small/results.json").write_text(json.dumps(document))
-    empty = "before\n<!-- results small -->\n<!-- /results small -->\n<!-- results -->\nown\n<!-- /results -->\nafter\n"
+    empty = ("before\n<!-- results small -->\n<!-- /results small -->\n"
+             "<!-- results -->\nown\n<!-- /results -->\nafter\n")
     for language in ("en", "cn"):
         text = updated(empty, language, tmp_path)
         assert section(document, language) in text and "| rpg | 88.15 (1) | 1.5 |" in text

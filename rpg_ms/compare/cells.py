@@ -1,4 +1,4 @@
-"""The cells of a comparison: one training run for every method, density and seed, each in a folder of its own."""
+"""The cells of a comparison: a training run for every method, density and seed, each in its own folder."""
 from __future__ import annotations
 
 import os
@@ -74,7 +74,7 @@ def parse_entry(text: str) -> Entry:
     """An entry of --methods: `METHOD`, `LABEL=METHOD` or `LABEL=METHOD,key=value,key=value`.
 
     Raises:
-        UserError: not of that form, settings without a label, an unknown method, or a setting that is not a row's.
+        UserError: not of that form, settings without a label, an unknown method, or a key not a row's to set.
     """
     def refuse(why):
         raise UserError(f"--methods: {text!r}: {why}")
@@ -101,8 +101,8 @@ def plan(config_file: str, entries: Sequence[Entry], densities: Sequence[float],
     A method that does not prune has one cell a seed, at density 1. An entry's settings win over `settings`.
 
     Raises:
-        UserError: a cell whose configuration is refused, two cells that would share a folder, a key in `settings` that
-            is the comparison's own, or a folder that holds a run with another configuration.
+        UserError: a cell whose configuration is refused, two cells that would share a folder, a key in
+            `settings` that is the comparison's own, or a folder that holds a run with another configuration.
     """
     for flag, values in (("--densities", densities), ("--seeds", seeds)):
         _refuse_repeats(values, flag)
@@ -128,12 +128,14 @@ def _cell(config_file, entry, density, seed, output_dir, settings, device_target
     folder = os.path.join(output_dir, f"{label}_d{density:.10g}_s{seed}")
     overrides = (*settings, *entry.settings, f"pruning.method={entry.method}", f"pruning.density={density!r}")
     try:
-        config = load_config(config_file, overrides, seed=seed, device_target=device_target, output_dir=folder)
+        config = load_config(config_file, overrides, seed=seed, device_target=device_target,
+                             output_dir=folder)
     except UserError as error:
         raise UserError(f"{entry.label}: {error}") from None
     device = () if device_target is None else ("--device_target", device_target)
-    return Cell(entry, density, seed, config, ("--config", config_file, "--resume", "auto", "--set", *overrides,
-                                               "--seed", str(seed), *device, "--output_dir", folder))
+    arguments = ("--config", config_file, "--resume", "auto", "--set", *overrides, "--seed", str(seed),
+                 *device, "--output_dir", folder)
+    return Cell(entry, density, seed, config, arguments)
 
 
 def _check_folder(cell):
@@ -141,8 +143,8 @@ def _check_folder(cell):
     if cell.begun:
         changes = other_configuration(path, cell.config)
         if changes:
-            raise UserError(f"{path}: the run began with another configuration: {changes}; give the method another "
-                            "label, or the comparison another --output_dir")
+            raise UserError(f"{path}: the run began with another configuration: {changes}; give the method "
+                            "another label, or the comparison another --output_dir")
     elif cell.summary() is not None:
         raise UserError(f"{cell.folder}: a finished run without config.yaml: with which settings is unknown")
 

@@ -20,17 +20,21 @@ from rpg_ms.errors import UserError
 from rpg_ms.training.run_folder import atomic_path
 
 FIGURES = ("top1", "best_top1", "density", "nonzero", "prunable", "steps", "seconds")
-COLUMNS = ("label", "method", "settings", "target_density", "seed", "status", *FIGURES, "environment", "reason")
+COLUMNS = ("label", "method", "settings", "target_density", "seed", "status", *FIGURES, "environment",
+           "reason")
 
 WORDS = {
     "en": {"method": "method", "minutes": "minutes per run", "failed": "failed",
-           "test": "test images", "validation": "validation images", "cores": "cores", "memory": "GB of memory",
-           "figures": "Top-1 accuracy in % on the {images} by sparsity: mean ± standard deviation (n − 1) of the "
-                      "(number of) seeds; bold: a column's best.",
+           "test": "test images", "validation": "validation images",
+           "cores": "cores", "memory": "GB of memory",
+           "figures": "Top-1 accuracy in % on the {images} by sparsity: mean ± standard deviation (n − 1) of "
+                      "the (number of) seeds; bold: a column's best.",
            "made": "Measured on {places}, {date}: `{command}`"},
     "cn": {"method": "方法", "minutes": "每次运行分钟数", "failed": "失败",
-           "test": "测试图像", "validation": "验证图像", "cores": "核", "memory": "GB 内存",
-           "figures": "各稀疏度下{images}上的 top-1 准确率（%）：各种子的均值 ± 标准差（n − 1），括号内为种子数；粗体：该列最佳。",
+           "test": "测试图像", "validation": "验证图像",
+           "cores": "核", "memory": "GB 内存",
+           "figures": "各稀疏度下{images}上的 top-1 准确率（%）：各种子的均值 ± 标准差（n − 1），括号内为种子数；"
+                      "粗体：该列最佳。",
            "made": "测量环境：{places}，{date}：`{command}`"},
 }
 
@@ -95,7 +99,7 @@ def collect(cells, failures, command, config_file, settings):
 
 
 def _index(environments, path):
-    """Where in the list this file's content is, appended if it is new; None if train.py ran without compare."""
+    """Where in the list this file's content is, appended if it is new; None for a run of train.py's own."""
     if not path.exists():
         return None
     found = json.loads(path.read_text(encoding="utf-8"))
@@ -152,9 +156,9 @@ def csv_text(document) -> str:
 
 def page(document) -> str:
     """The table with its notes, and the runs that failed, in English."""
-    failed = [f"- {run['label']} at {percent(1 - run['target_density'])} sparsity, seed {run['seed']}, failed: "
+    parts = [f"# Comparison on {document['config']}", section(document, "en")]
+    parts += [f"{run['label']} at {percent(1 - run['target_density'])} sparsity, seed {run['seed']}, failed: "
               f"{run['reason']}" for run in document["runs"] if run["status"] == "failed"]
-    parts = [f"# Comparison on {document['config']}", section(document, "en"), *(["\n".join(failed)] if failed else [])]
     return "\n\n".join(parts) + "\n"
 
 
@@ -174,8 +178,9 @@ def section(document, language: str) -> str:
 
 def _place(found, words):
     machine, versions = found["machine"], found["versions"]
-    return ", ".join([machine["cpu"], f"{machine['cores']} {words['cores']}", f"{machine['memory_gb']} {words['memory']}",
-                      machine["platform"], *(f"{name} {version}" for name, version in versions.items())])
+    return ", ".join([machine["cpu"], f"{machine['cores']} {words['cores']}",
+                      f"{machine['memory_gb']} {words['memory']}", machine["platform"],
+                      *(f"{name} {version}" for name, version in versions.items())])
 
 
 def table(document, language: str) -> str:
@@ -183,15 +188,16 @@ def table(document, language: str) -> str:
     words, runs = WORDS[language], document["runs"]
     labels = list(dict.fromkeys(run["label"] for run in runs))
     densities = sorted({run["target_density"] for run in runs}, reverse=True)
-    cells = {(label, density): [run for run in runs if (run["label"], run["target_density"]) == (label, density)]
-             for label in labels for density in densities}
+    cells = {(label, density): [] for label in labels for density in densities}
+    for run in runs:
+        cells[run["label"], run["target_density"]].append(run)
+    best = {density: _best([cells[label, density] for label in labels]) for density in densities}
     lines = [[words["method"], *(percent(1 - density) for density in densities), words["minutes"]]]
     lines.append(["---"] * len(lines[0]))
     for label in labels:
         seconds = [run["seconds"] for run in runs if run["label"] == label and run["status"] == "finished"]
         lines.append([label.replace("|", r"\|"),
-                      *(_cell_text(cells[label, density], _best([cells[other, density] for other in labels]), words)
-                        for density in densities),
+                      *(_cell_text(cells[label, density], best[density], words) for density in densities),
                       f"{statistics.mean(seconds) / 60:.1f}" if seconds else "–"])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

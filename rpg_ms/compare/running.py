@@ -35,8 +35,8 @@ def _only_one_at_work(folder):
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"--output_dir: another comparison, or a run that it started, is at work in {folder}") \
-                from None
+            raise UserError(f"--output_dir: another comparison, or a run that it started, is at work in "
+                            f"{folder}") from None
         except OSError:
             pass  # a file system without locks
         yield file.fileno()
@@ -70,7 +70,7 @@ class Interruption:
             self._child.kill() if again else self._child.terminate()
 
     def call(self, command, **options):
-        """As `subprocess.call`. The child does not see the terminal's Ctrl-C, which would end it without a checkpoint."""
+        """As `subprocess.call`, for a child that ignores Ctrl-C: it would end without a checkpoint."""
         with subprocess.Popen(command, preexec_fn=_ignore_ctrl_c, **options) as self._child:
             if self.signal is not None:  # it came before there was a child
                 self._child.terminate()
@@ -84,7 +84,7 @@ def _ignore_ctrl_c():
 
 
 def run_missing(cells, train_script, output_dir, write):
-    """Run what is not finished, one after the other, with a line on stdout for each; failures do not stop the others.
+    """Run what is not finished, one after the other, with a line on stdout each; a failure ends no other.
 
     Args:
         cells: list of `rpg_ms.compare.cells.Cell`.
@@ -93,7 +93,7 @@ def run_missing(cells, train_script, output_dir, write):
         write: called before the first run and after every run with the failures so far.
 
     Returns:
-        `(failures, signal)`: why runs failed, by the cell's folder; and what stopped it before the end, or None.
+        `(failures, signal)`: why runs failed, by the cell's folder; and the signal that stopped it, or None.
     """
     failures = {}
     with _only_one_at_work(output_dir) as lock, Interruption() as interruption:
@@ -120,7 +120,7 @@ def _in_words(summary):
 
 
 def _run(cell, train_script, interruption, lock):
-    """Train a cell to its end, from its last checkpoint if there is one; what the run prints is added to its train.log.
+    """Train a cell to its end, from its last checkpoint if there is one; what it prints goes to its train.log.
 
     Returns None, or in one line why the run failed.
     """
@@ -144,4 +144,5 @@ def reason(printed: str, status: int) -> str:
     lines = [line for line in printed.splitlines() if line.strip()]
     errors = [line for line in lines if re.match(r"(train\.py: error: |[\w.]+(Error|Exception)\b)", line)]
     said = (errors or lines or ["it printed nothing"])[-1].strip().replace("train.py: error: ", "")[:300]
-    return f"{said} (killed by {signal.Signals(-status).name})" if status < 0 else f"{said} (exit status {status})"
+    ended = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+    return f"{said} ({ended})"

@@ -18,7 +18,7 @@ UNFINISHED = ".unfinished-"  # how the folders begin in which files are written 
 
 
 def other_configuration(config_path, config):
-    """What in `config` changes the result of the run whose config.yaml this is: "key (was old, now new), ...", or ""."""
+    """What in `config` changes the result of the run with this config.yaml: "key (was old, now new), ...", or ""."""
     changes = changed_keys(load_config(config_path), config)
     return ", ".join(f"{key} (was {old}, now {new})" for key, (old, new) in changes.items()
                      if key not in FREE_ON_RESUME)
