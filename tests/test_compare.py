@@ -97,7 +97,8 @@ def compare_fakes(*methods, **environment):
 
 def in_a_group_of_its_own(command, cwd, environment):
     return subprocess.run(command, cwd=cwd, env={**os.environ, **environment}, start_new_session=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True, timeout=120)
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True,
+                          timeout=120)
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -240,8 +241,12 @@ if folder.name == "gmp_d0.2_s1":
         (folder / "checkpoint").touch()
         sys.exit(143)
     signal.signal(signal.SIGTERM, leave)
-    {send}
-    time.sleep(60)
+    try:
+        {send}
+        time.sleep(60)
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise
 """
 
 

@@ -120,7 +120,7 @@ def _in_words(summary):
 
 
 def _run(cell, train_script, interruption, lock):
-    """Train a cell to its end, from its last checkpoint if there is one; what it prints goes to its train.log.
+    """Train a cell to its end, from its last checkpoint if there is one; what it prints goes to train.log.
 
     Returns None, or in one line why the run failed.
     """
