@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Report on training runs, one or several: python report.py RUN_FOLDER [RUN_FOLDER ...] --output_dir FOLDER"""
+"""Report on training runs: python report.py RUN_FOLDER [RUN_FOLDER ...] --output_dir FOLDER"""
 import json
 import os
 

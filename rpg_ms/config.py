@@ -10,7 +10,7 @@ import io
 import os
 from typing import Any, Dict, Iterable, List, Optional, Tuple
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_core import PydanticCustomError
 from ruamel.yaml import YAML
 from ruamel.yaml.constructor import ConstructorError, SafeConstructor
@@ -25,6 +25,7 @@ from rpg_ms.errors import UserError, one_line
 from rpg_ms.pruning.allocation import ALLOCATIONS
 from rpg_ms.pruning.methods import METHODS
 from rpg_ms.pruning.schedule import DENSITY_SCHEDULES
+from rpg_ms.pruning.topology import STARTS
 
 # ----------------------------------------------------------------------------------------------------
 # The keys
@@ -34,6 +35,7 @@ INT32_MAX = 2**31 - 1
 MethodName = Literal[tuple(METHODS)]
 ScheduleName = Literal[tuple(DENSITY_SCHEDULES)]
 AllocationName = Literal[tuple(ALLOCATIONS)]
+StartName = Literal[STARTS]
 DeviceTarget = Literal["auto", "CPU", "GPU", "Ascend"]
 
 
@@ -140,20 +142,29 @@ class ScheduleConfig(Group):
 class PruningConfig(Group):
     method: MethodName = Field("rpg", description="Pruning method; gives the defaults of keys left null.")
     density: float = Field(0.02, gt=0, le=1, description="Share of prunable weights that stay, fraction.")
-    update_every: int = Field(
-        100, ge=1, le=INT32_MAX, description="Interval between topology updates (Δ), steps."
+    update_every: Optional[int] = Field(
+        None, ge=0, le=INT32_MAX,
+        description="Interval between topology updates (Δ), steps; 0: an epoch; null: the method's."
     )
-    prune_until: float = Field(
-        0.8, gt=0, le=1, description="When the target density is reached (T_prune), fraction of all steps."
+    prune_until: Optional[float] = Field(
+        None, gt=0, le=1,
+        description="When the target density is reached (T_prune), fraction of all steps; null: the method's."
     )
-    freeze_after: float = Field(
-        0.9, gt=0, le=1, description="When the topology freezes (T_end, >= T_prune), fraction of all steps."
+    freeze_after: Optional[float] = Field(
+        None, gt=0, le=1,
+        description="When the topology freezes (T_end, >= T_prune), fraction of all steps; null: the method's."
+    )
+    start: Optional[StartName] = Field(
+        None, description="Masks before the first step, all weights or as many as stay; null: the method's."
     )
     alpha: Optional[float] = Field(
         None, ge=0, le=1, description="Share of weights first dropped and grown (α); null: the method's."
     )
     schedule: Optional[ScheduleName] = Field(None, description="Density over time; null: the method's.")
     allocation: Optional[AllocationName] = Field(None, description="Density per layer; null: the method's.")
+    raise_rank: bool = Field(
+        False, description="Whether weights grow first where they raise the structural rank of a mask."
+    )
     warmup_updates: int = Field(
         0, ge=0, le=INT32_MAX, description="Topology updates before pruning starts, updates."
     )
@@ -164,22 +175,6 @@ class PruningConfig(Group):
     exclude: Tuple[Annotated[str, Field(min_length=1)], ...] = Field(
         (), strict=False, description="Name patterns of layers that stay dense."
     )
-
-    @model_validator(mode="after")
-    def _freezes_after_pruning(self) -> PruningConfig:
-        if self.prune_until > self.freeze_after:
-            raise PydanticCustomError(
-                "rule",
-                "{prune_until} is greater than pruning.freeze_after, {freeze_after}",
-                {"prune_until": self.prune_until, "freeze_after": self.freeze_after},
-            )
-        if self.grad_accumulation > self.update_every:
-            raise PydanticCustomError(
-                "rule",
-                "{grad_accumulation} is greater than pruning.update_every, {update_every}",
-                {"grad_accumulation": self.grad_accumulation, "update_every": self.update_every},
-            )
-        return self
 
 
 class RankConfig(Group):
@@ -290,7 +285,9 @@ def _fill_from_method(config: Config) -> Config:
     """`config` with the method's own values where the user gave none."""
     row = METHODS[config.pruning.method]
     return config.model_copy(update={
-        "pruning": _fill(config.pruning, schedule=row.schedule, allocation=row.allocation, alpha=row.alpha),
+        "pruning": _fill(config.pruning, schedule=row.schedule, allocation=row.allocation, start=row.start,
+                         alpha=row.alpha, update_every=row.update_every, prune_until=row.prune_until,
+                         freeze_after=row.freeze_after),
         "rank": _fill(config.rank, lambda_=row.rank_lambda, delta=row.rank_delta),
     })
 
@@ -305,11 +302,17 @@ def _check_choices(config: Config, sources: Dict[Path, str], file_name: str) -> 
     pruning, rank = config.pruning, config.rank
     try:
         dataclasses.replace(METHODS[pruning.method], schedule=pruning.schedule, allocation=pruning.allocation,
-                            alpha=pruning.alpha, rank_lambda=rank.lambda_, rank_delta=rank.delta)
+                            start=pruning.start, alpha=pruning.alpha, rank_lambda=rank.lambda_, rank_delta=rank.delta)
     except ValueError as error:
-        choices = [("pruning", key) for key in ("method", "schedule", "allocation", "alpha")]
+        choices = [("pruning", key) for key in ("method", "schedule", "allocation", "start", "alpha")]
         source = ([sources[key] for key in sources if key in choices] or [file_name])[-1]
         raise UserError(f"{source}: pruning.method: {pruning.method}: {one_line(str(error))}") from None
+    for key, other in (("prune_until", "freeze_after"), ("grad_accumulation", "update_every")):
+        least, most = getattr(pruning, key), getattr(pruning, other)
+        if least > most > 0:
+            choices = [("pruning", name) for name in ("method", key, other)]
+            source = ([sources[name] for name in sources if name in choices] or [file_name])[-1]
+            raise UserError(f"{source}: pruning.{key}: {least} is greater than pruning.{other}, {most}")
 
 
 def _merge(values: dict, sources: Dict[Path, str], layer: dict, source: str, path: Path = ()) -> None:

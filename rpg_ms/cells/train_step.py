@@ -14,7 +14,7 @@ from mindspore import amp, nn, ops
 
 from rpg_ms.cells.masked import masked_gradient, set_topology
 from rpg_ms.pruning.allocation import ALLOCATIONS
-from rpg_ms.pruning.topology import update_topology
+from rpg_ms.pruning.topology import random_scores, update_topology
 
 
 @dataclass(frozen=True)
@@ -108,14 +108,16 @@ class ApplyGradients(nn.Cell):
         clip_norm: largest global norm of the masked gradient, or None.
         scaler: a loss scaler to adjust, or None. With it, a step whose gradient is not finite is left out; the
             learning-rate schedule goes on.
+        soft_threshold: the SoftThreshold whose latent weights the optimizer steps on, or None.
         average: a WeightAverage to update, or None.
     """
 
-    def __init__(self, optimizer, layers, clip_norm=None, scaler=None, average=None):
+    def __init__(self, optimizer, layers, clip_norm=None, scaler=None, soft_threshold=None, average=None):
         super().__init__(auto_prefix=False)
         self.optimizer = optimizer
         self.clip_norm = clip_norm
         self.scaler = scaler
+        self.soft_threshold = soft_threshold
         self.average = average
         index = {id(layer.weight): i for i, layer in enumerate(layers)}
         self.masks = ms.ParameterTuple([layer.mask for layer in layers])
@@ -137,6 +139,8 @@ class ApplyGradients(nn.Cell):
                 self.optimizer(masked)
             else:
                 ops.assign_add(self.optimizer.global_step, 1)
+        if self.soft_threshold is not None:
+            self.soft_threshold()
         if self.average is not None:
             self.average()
         return finite
@@ -233,6 +237,22 @@ class MaskState(nn.Cell):
         return True
 
 
+class ResetState(nn.Cell):
+    """Zeroes the momentum, moments and any other state that an optimizer keeps of its parameters."""
+
+    def __init__(self, optimizer):
+        super().__init__(auto_prefix=False)
+        parameters = {id(parameter) for parameter in optimizer.parameters}
+        self.states = ms.ParameterTuple([
+            state for state in optimizer.get_parameters() if id(state) not in parameters
+            and any(state.name.endswith("." + p.name) and state.shape == p.shape for p in optimizer.parameters)])
+
+    def construct(self):
+        for state in self.states:
+            ops.assign(state, ops.zeros_like(state))
+        return True
+
+
 class SparseTrainStep(nn.Cell):
     """Trains one step per call and redraws the masks when the calendar says so.
 
@@ -246,8 +266,12 @@ class SparseTrainStep(nn.Cell):
         network_with_loss: a Cell from the batch to a scalar task loss, its layers masked by `sparsify`.
         optimizer: a `mindspore.nn.Optimizer` of its trainable parameters.
         layers: the MaskedLayers to prune.
-        calendar: `rpg_ms.pruning.UpdateCalendar`, or None to leave the topology alone.
+        calendar: `rpg_ms.pruning.UpdateCalendar`, or None to leave the topology alone. An update that can change
+            nothing (no regrowth, and the density of the one before it) is left out.
         alpha: share of a layer's weights dropped and grown at first.
+        grow: name in `rpg_ms.pruning.GROW_SCORES`.
+        raise_rank: whether weights grow first where they raise the structural rank of a mask.
+        seed: of random growth.
         allocation: name in `rpg_ms.pruning.ALLOCATIONS`.
         min_per_layer: fewest weights left in a layer.
         rank_loss: `rpg_ms.rank.RankLoss`, or None for no rank term.
@@ -258,6 +282,7 @@ class SparseTrainStep(nn.Cell):
         micro_batches: pieces a batch is computed in; the gradient is their mean.
         clip_norm: largest global norm of the masked gradient, or None.
         scaler: a `mindspore.amp` loss scaler for mixed precision, or None.
+        soft_threshold: a SoftThreshold of the layers (ST-3), or None; the optimizer's parameters are its `trained`.
         average: a WeightAverage to keep, or None.
         reduce: a Cell from the gradients to their mean over the ranks, or None with one rank.
 
@@ -273,18 +298,23 @@ class SparseTrainStep(nn.Cell):
     """
 
     def __init__(self, network_with_loss, optimizer, layers, calendar=None, alpha=0.0, allocation="global",
-                 min_per_layer=1, rank_loss=None, rank_weight=0.0, rank_every="update", rank_dense=False,
-                 grad_accumulation=1, micro_batches=1, clip_norm=None, scaler=None, average=None, reduce=None):
+                 min_per_layer=1, grow="gradient", raise_rank=False, seed=0, rank_loss=None, rank_weight=0.0,
+                 rank_every="update", rank_dense=False, grad_accumulation=1, micro_batches=1, clip_norm=None,
+                 scaler=None, soft_threshold=None, average=None, reduce=None):
         super().__init__(auto_prefix=False)
         self.optimizer = optimizer
         self.layers = layers
         self.calendar = calendar
         self.alpha = alpha
-        self.allocate = ALLOCATIONS[allocation]
+        self.allocation = allocation
         self.min_per_layer = min_per_layer
+        self.grow = grow
+        self.raise_rank = raise_rank
+        self.seed = seed
         self.grad_accumulation = grad_accumulation
         self.micro_batches = micro_batches
         self.scaler = scaler
+        self.soft_threshold = soft_threshold
         self.average = average
         self.step_number = 0
         self.record = None
@@ -292,17 +322,20 @@ class SparseTrainStep(nn.Cell):
         self.window = None  # sum of the dense gradients since the window before the next update began
         self.window_steps = 0
 
-        index = {id(parameter): i for i, parameter in enumerate(optimizer.parameters)}
+        parameters = optimizer.parameters
+        if soft_threshold is not None:
+            parameters = ms.ParameterTuple(soft_threshold.differentiated(parameters))
+        index = {id(parameter): i for i, parameter in enumerate(parameters)}
         self.gradient_of = [index[id(layer.weight)] for layer in layers]
         rank_layers = [layer for layer in layers if rank_dense or layer.kind == "conv"]
         self.rank, self.rank_of = None, (-1,) * len(index)
         if rank_loss is not None and rank_weight > 0 and rank_layers:
             self.rank = RankGradients(rank_loss, rank_weight, [layer.weight for layer in rank_layers])
             position = {id(layer.weight): i for i, layer in enumerate(rank_layers)}
-            self.rank_of = tuple(position.get(id(parameter), -1) for parameter in optimizer.parameters)
+            self.rank_of = tuple(position.get(id(parameter), -1) for parameter in parameters)
         self.rank_drives = self.rank is not None and rank_every == "step"
-        self.task = TaskGradients(network_with_loss, optimizer.parameters, scaler, 1 / micro_batches, reduce)
-        self.apply_gradients = ApplyGradients(optimizer, layers, clip_norm, scaler, average)
+        self.task = TaskGradients(network_with_loss, parameters, scaler, 1 / micro_batches, reduce)
+        self.apply_gradients = ApplyGradients(optimizer, layers, clip_norm, scaler, soft_threshold, average)
         self.plain_step = PlainStep(self.task, self.rank if self.rank_drives else None, self.rank_of,
                                     self.apply_gradients)
         self.add = AddGradients()
@@ -310,11 +343,12 @@ class SparseTrainStep(nn.Cell):
         if average is not None:
             states += average.averages
         self.mask_state = MaskState(states, optimizer.parameters, layers)
+        self.reset_state = ResetState(optimizer)
 
     def __call__(self, *inputs):
         step = self.step_number + 1
         self.record = None
-        if self.pending or (self.calendar is not None and self.calendar.is_update(step)):
+        if self.pending or self._is_due(step):
             loss = self._update_step(step, inputs)
         elif self.micro_batches > 1 or self._in_window(step):
             loss = self._open_step(step, inputs)
@@ -322,6 +356,10 @@ class SparseTrainStep(nn.Cell):
             loss = self.plain_step(*inputs)
         self.step_number = step
         return loss
+
+    def _is_due(self, step):
+        return self.calendar is not None and self.calendar.is_update(step) and (
+            self.alpha > 0 or self.soft_threshold is not None or self.calendar.changes_density(step))
 
     def finish(self):
         """Make an update that is still waiting for a finite gradient, without regrowth: the target is met."""
@@ -362,7 +400,7 @@ class SparseTrainStep(nn.Cell):
 
     def _in_window(self, step):
         """Whether this step's dense gradient counts for the next update."""
-        if self.grad_accumulation == 1 or self.calendar is None or self.alpha == 0:
+        if self.grad_accumulation == 1 or self.calendar is None or self.alpha == 0 or self.grow != "gradient":
             return False
         update_every = self.calendar.update_every
         update = -(-step // update_every) * update_every
@@ -380,7 +418,9 @@ class SparseTrainStep(nn.Cell):
             gradients = add_rank(gradients, rank_gradients, self.rank_of)
         fraction = self.calendar.drop_fraction(step, self.alpha)
         dense = None
-        if fraction > 0:
+        if fraction > 0 and self.grow == "random":
+            dense = random_scores([layer.mask for layer in self.layers], [self.seed, step])
+        elif fraction > 0:
             dense = [gradients[i].asnumpy() for i in self.gradient_of]
             if self.window_steps:
                 dense = [(a + b) / (self.window_steps + 1) for a, b in zip(self.window, dense)]
@@ -394,15 +434,22 @@ class SparseTrainStep(nn.Cell):
 
     def _redraw(self, step, dense, fraction, rank):
         """Decide the new masks on the host and put them in place."""
-        weights = [layer.weight.asnumpy() for layer in self.layers]
+        parameters = self.soft_threshold.latents if self.soft_threshold else [layer.weight for layer in self.layers]
+        weights = [parameter.asnumpy() for parameter in parameters]
         for layer, weight, gradient in zip(self.layers, weights, dense or weights):
             if not (np.isfinite(weight).all() and np.isfinite(gradient).all()):
                 raise FloatingPointError(f"a weight or gradient of {layer.name} is not finite")
-        counts = self.allocate(weights, self.calendar.density_at(step), self.min_per_layer)
-        grown = 0
-        for layer, (weight, mask) in zip(self.layers, update_topology(weights, dense, counts, fraction)):
-            grown += int(np.count_nonzero(mask & ~layer.mask.asnumpy()))
-            set_topology(layer, weight, mask)
+        old_masks = [layer.mask.asnumpy().copy() for layer in self.layers]
+        counts = ALLOCATIONS[self.allocation](weights, self.calendar.density_at(step), self.min_per_layer)
+        updated = update_topology(weights, dense, counts, fraction, self.raise_rank)
+        if self.soft_threshold:
+            self.soft_threshold.set_masks([mask for _, mask in updated], self.allocation == "global")
+        else:
+            for layer, (weight, mask) in zip(self.layers, updated):
+                set_topology(layer, weight, mask)
+        grown = sum(int(np.count_nonzero(mask & ~old)) for (_, mask), old in zip(updated, old_masks))
+        if sum(counts) > sum(np.count_nonzero(old) for old in old_masks):
+            self.reset_state()  # a dense phase begins: as published for AC/DC
         self.mask_state()
         self.pending, self.window, self.window_steps = False, None, 0
         nonzero = int(sum(counts))

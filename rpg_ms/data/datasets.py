@@ -58,7 +58,7 @@ class DatasetRow:
     Args:
         read: from a DataConfig to the train and test ImageSets and the number of classes.
         classes: number of classes; None where the files decide.
-        native_size: side of its images, pixels; None for photographs of all sizes, treated as those of ImageNet are.
+        native_size: side of its images, pixels; None for photographs of all sizes, treated as ImageNet's are.
         padding: pixels around an image that is cropped at random; None for an eighth of its side.
         mean, std: of the pixels in [0, 1], one number a channel.
     """
@@ -161,9 +161,10 @@ def _from_files(listing):
 
 
 DATASETS = {
-    "fashion_mnist": DatasetRow(_fashion_mnist, classes=10, native_size=28, padding=2, mean=(0.2860,), std=(0.3530,)),
-    "cifar10": DatasetRow(partial(_cifar, cifar.CIFAR10), classes=cifar.CIFAR10.classes, native_size=32, padding=4),
-    "cifar100": DatasetRow(partial(_cifar, cifar.CIFAR100), classes=cifar.CIFAR100.classes, native_size=32, padding=4),
+    "fashion_mnist": DatasetRow(_fashion_mnist, classes=10, native_size=28, padding=2, mean=(0.2860,),
+                                std=(0.3530,)),
+    "cifar10": DatasetRow(partial(_cifar, cifar.CIFAR10), classes=10, native_size=32, padding=4),
+    "cifar100": DatasetRow(partial(_cifar, cifar.CIFAR100), classes=100, native_size=32, padding=4),
     "imagenet": DatasetRow(_class_folders),
     "mindrecord": DatasetRow(_mindrecord),
 }

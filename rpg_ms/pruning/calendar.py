@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from .schedule import DENSITY_SCHEDULES, cosine_drop_fraction, delayed
+from .schedule import DENSITY_SCHEDULES, DROP_DECAYS, delayed
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class UpdateCalendar:
         freeze_after: T_end as a fraction of all steps, in (0, 1], not before T_prune: no update after it.
         density: the target, in (0, 1].
         schedule: a name in `DENSITY_SCHEDULES`.
+        drop_decay: a name in `DROP_DECAYS`.
         warmup_updates: updates at density 1 before the schedule starts.
 
     Raises:
@@ -36,6 +37,7 @@ class UpdateCalendar:
     density: float
     schedule: str = "exponential"
     warmup_updates: int = 0
+    drop_decay: str = "cosine"
 
     def __post_init__(self):
         if self.total_steps < 1:
@@ -48,6 +50,8 @@ class UpdateCalendar:
         if self.schedule not in DENSITY_SCHEDULES:
             raise ValueError(f"pruning.schedule: {self.schedule!r} is not one of "
                              f"{', '.join(DENSITY_SCHEDULES)}")
+        if self.drop_decay not in DROP_DECAYS:
+            raise ValueError(f"pruning.drop_decay: {self.drop_decay!r} is not one of {', '.join(DROP_DECAYS)}")
         if self.prune_step > self.end_step:
             raise ValueError(f"pruning.prune_until: {self.prune_until} of {self.total_steps} steps is after "
                              f"pruning.freeze_after: {self.freeze_after}, so no update can reach the target "
@@ -105,8 +109,13 @@ class UpdateCalendar:
         return schedule(self.update_index(step), self.updates, self.density)
 
     def drop_fraction(self, step: int, alpha: float) -> float:
-        """The drop fraction `f(t)` of this step; 0.0 once the topology is frozen."""
-        return cosine_drop_fraction(min(step, self.end_step), self.end_step, alpha)
+        """The drop fraction `f(t)` of this step; with "cosine", 0.0 once the topology is frozen."""
+        return DROP_DECAYS[self.drop_decay](min(step, self.end_step), self.end_step, alpha)
+
+    def changes_density(self, step: int) -> bool:
+        """Whether the update of this step has another density than the one before it; the first always does."""
+        return (self.update_index(step) <= 1
+                or self.density_at(step) != self.density_at(step - self.update_every))
 
 
 def _steps(fraction: float, total_steps: int) -> int:

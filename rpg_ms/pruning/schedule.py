@@ -43,11 +43,23 @@ def constant_density(update: int, updates: int, density: float) -> float:
     return density if update >= 1 else 1.0
 
 
+def alternating_density(update: int, updates: int, density: float) -> float:
+    """Dense (1.0) and sparse (`d`) phases in turn, the last one sparse (AC/DC, arXiv 2106.12379).
+
+    The time up to update `updates` has 17 parts: two dense ones, then sparse and dense in turn, and two dense
+    ones at the end. Over 85 of 100 epochs that is the paper's ImageNet run, with phases of five epochs.
+    """
+    _check(update, updates, density)
+    part = 17 * update // updates
+    return density if part >= 17 or (2 <= part < 15 and part % 2 == 0) else 1.0
+
+
 DENSITY_SCHEDULES: dict[str, DensitySchedule] = {
     "exponential": exponential_density,
     "cubic": cubic_density,
     "cosine": cosine_density,
     "constant": constant_density,
+    "alternating": alternating_density,
 }
 
 
@@ -82,6 +94,15 @@ def cosine_drop_fraction(step: int, end_step: int, alpha: float) -> float:
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha must be in [0, 1], got {alpha}")
     return alpha / 2 * (1 + math.cos(math.pi * step / end_step))
+
+
+def constant_drop_fraction(step: int, end_step: int, alpha: float) -> float:
+    """`α` at every step up to `end_step` (SET, arXiv 1707.04780). Raises as `cosine_drop_fraction` does."""
+    cosine_drop_fraction(step, end_step, alpha)
+    return alpha
+
+
+DROP_DECAYS = {"cosine": cosine_drop_fraction, "constant": constant_drop_fraction}
 
 
 def _check(update: int, updates: int, density: float) -> None:

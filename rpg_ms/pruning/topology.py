@@ -12,6 +12,10 @@ from typing import Optional, Sequence
 import numpy as np
 
 from .magnitude import finite_magnitude
+from .structure import rank_raising
+
+STARTS = ("dense", "random", "magnitude")  # the masks before the first step
+GROW_SCORES = ("gradient", "random")  # what is grown: the largest dense gradients, or any
 
 
 def largest(values: np.ndarray, count: int) -> np.ndarray:
@@ -37,6 +41,27 @@ def largest(values: np.ndarray, count: int) -> np.ndarray:
     return chosen.reshape(values.shape)
 
 
+def start_masks(weights: Sequence[np.ndarray], counts: Sequence[int], start: str,
+                seed: int) -> list[np.ndarray]:
+    """The masks before the first step: `counts[l]` places of layer `l`, the largest `|w|` or drawn at random.
+
+    Args:
+        weights: float array per layer.
+        counts: how many places of each layer.
+        start: "magnitude" or "random".
+        seed: of the random places; the same seed gives the same masks.
+    """
+    if start == "magnitude":
+        return survivors(weights, counts)
+    return survivors(random_scores(weights, [seed]), counts)
+
+
+def random_scores(weights: Sequence[np.ndarray], seed: Sequence[int]) -> list[np.ndarray]:
+    """Float32 scores in [0, 1) of the weights' shapes, to grow by in place of gradients (SET)."""
+    generator = np.random.default_rng(seed)
+    return [generator.random(np.shape(weight), np.float32) for weight in weights]
+
+
 def survivors(weights: Sequence[np.ndarray], counts: Sequence[int]) -> list[np.ndarray]:
     """Per layer, the boolean mask of its `counts[l]` largest `|w|`.
 
@@ -53,7 +78,7 @@ def survivors(weights: Sequence[np.ndarray], counts: Sequence[int]) -> list[np.n
 
 
 def drop_and_grow(weight: np.ndarray, survivors: np.ndarray, dense_grad: Optional[np.ndarray],
-                  n_keep: int, n_grow: int) -> tuple[np.ndarray, np.ndarray]:
+                  n_keep: int, n_grow: int, raise_rank: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Redraw one layer's mask: keep the largest weights, grow where the gradient is largest.
 
     Kept are the `n_keep` largest `|w|`, where a weight outside `survivors` counts as 0. Among *all* other
@@ -66,6 +91,7 @@ def drop_and_grow(weight: np.ndarray, survivors: np.ndarray, dense_grad: Optiona
         dense_grad: float array of the same shape: the gradient of the loss in every weight, active or not,
             or any other score whose magnitude says where to grow. May be None if `n_grow` is 0.
         n_keep, n_grow: how many positions to keep and to grow.
+        raise_rank: grow first where that raises the structural rank of the mask (`structure.rank_raising`).
 
     Returns:
         `(new_weight, new_mask)`, new arrays. Exactly `n_keep + n_grow` entries of the mask are True,
@@ -75,11 +101,12 @@ def drop_and_grow(weight: np.ndarray, survivors: np.ndarray, dense_grad: Optiona
     Raises:
         ValueError: shapes differ, the counts do not fit, or the weight or gradient holds NaN or infinity.
     """
-    return _redraw(weight, survivors, dense_grad, n_keep, n_grow, where="")
+    return _redraw(weight, survivors, dense_grad, n_keep, n_grow, raise_rank, where="")
 
 
 def update_topology(weights: Sequence[np.ndarray], dense_grads: Optional[Sequence[np.ndarray]],
-                    counts: Sequence[int], drop_fraction: float) -> list[tuple[np.ndarray, np.ndarray]]:
+                    counts: Sequence[int], drop_fraction: float,
+                    raise_rank: bool = False) -> list[tuple[np.ndarray, np.ndarray]]:
     """One topology update of a network: `(new_weight, new_mask)` per layer, `counts[l]` of them active.
 
     Of a layer's `n_l` places, `n_grow = floor(drop_fraction * n_l)` are grown and the rest kept
@@ -97,11 +124,11 @@ def update_topology(weights: Sequence[np.ndarray], dense_grads: Optional[Sequenc
     for layer, (weight, dense_grad) in enumerate(_zip_layers(weights, dense_grads)):
         n_grow = math.floor(drop_fraction * counts[layer])
         updated.append(_redraw(weight, masks[layer], dense_grad, counts[layer] - n_grow, n_grow,
-                               where=f" of layer {layer}"))
+                               raise_rank, where=f" of layer {layer}"))
     return updated
 
 
-def _redraw(weight, surviving, dense_grad, n_keep, n_grow, where):
+def _redraw(weight, surviving, dense_grad, n_keep, n_grow, raise_rank, where):
     weight = np.asarray(weight)
     surviving = np.asarray(surviving)
     if surviving.dtype != bool or surviving.shape != weight.shape:
@@ -119,6 +146,10 @@ def _redraw(weight, surviving, dense_grad, n_keep, n_grow, where):
             raise ValueError(f"growing {n_grow} weights needs a gradient{where} of shape {weight.shape}, "
                              f"got {given}")
         score = finite_magnitude(dense_grad, f"gradient{where}")
+        if raise_rank:
+            first = rank_raising(active, score, n_grow)
+            active |= first
+            n_grow -= np.count_nonzero(first)
         score[active] = -1  # below every magnitude: a kept position is never grown as well
         active |= largest(score, n_grow)
 

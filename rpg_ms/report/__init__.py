@@ -17,8 +17,8 @@ def write_report(runs, folder):
     """Write `folder/report.html`, one file that needs nothing else, and its figures as PNG files beside it.
 
     Args:
-        runs: Runs (`load_run`); one gets a page of its own, several a comparison, in which runs of one label and
-            sparsity count as seeds.
+        runs: Runs (`load_run`), at least one; one gets a page of its own, several a comparison, in which
+            runs of one label and sparsity count as seeds.
         folder: where to, made if it is missing.
 
     Returns:

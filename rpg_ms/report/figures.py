@@ -20,13 +20,13 @@ LONGEST_NAME = 36
 
 def training(run):
     """Accuracy, loss, density and learning rate over the steps."""
-    figure = Figure(figsize=(WIDTH, 8.2), layout="constrained")
+    figure = _figure(8.2)
     accuracy, loss, density, rate = figure.subplots(4, sharex=True)
     accuracy.plot(*_series(run.evaluation, "top1"), color=BLUE, marker="o", markersize=4, label="weights")
     averaged = [line for line in run.evaluation if isinstance(line.get("top1_ema"), (int, float))]
     if averaged:
-        accuracy.plot(*_series(averaged, "top1_ema"), color=VERMILLION, marker="s", markersize=4, linestyle="--",
-                      label="their moving average")
+        accuracy.plot(*_series(averaged, "top1_ema"), color=VERMILLION, marker="s", markersize=4,
+                      linestyle="--", label="their moving average")
         accuracy.legend()
     accuracy.set_ylabel("top-1 accuracy (%)")
     loss.plot(*_series(run.train, "loss"), color=VERMILLION, linewidth=1)
@@ -36,13 +36,14 @@ def training(run):
     now = densities[-1] if densities else run.density
     before = 1.0 if densities else now
     density.step([0, *steps, last], [100 * d for d in (before, *densities, now)], where="post", color=GREEN)
+    density.set_ylim(min(25, 80 * min(before, now, *densities)), 120)
     _percent_on_log_axis(density)
     density.set_ylabel("density (%)")
     rate.plot(*_series(run.train, "lr"), color=PURPLE)
     rate.set_ylabel("learning rate")
     rate.set_ylim(bottom=0)
     rate.set_xlabel("step")
-    rate.set_xlim(0, max(last, 1))
+    rate.set_xlim(0, 1.02 * max(last, 1))
     for axes in (accuracy, loss, density, rate):
         axes.grid(alpha=0.3)
     if not run.evaluation:
@@ -59,15 +60,15 @@ def layers(run):
     density.barh(rows, [100 * layer.density for layer in run.layers], color=BLUE, height=0.7)
     density.set_xlabel("density (%)")
     rank.hlines(rows, 0, 100, color=GREY, linewidth=0.6, alpha=0.5)
-    rank.plot([100 * layer.structural_rank / layer.full_rank for layer in run.layers], rows, "o", color=ORANGE,
-              markersize=8, markerfacecolor="none", markeredgewidth=1.5, label="structural rank of the mask",
-              clip_on=False)
-    rank.plot([100 * layer.numeric_rank / layer.full_rank for layer in run.layers], rows, "D", color=BLUE, markersize=3.5,
+    rank.plot([100 * layer.structural_share for layer in run.layers], rows, "o", color=ORANGE, markersize=8,
+              markerfacecolor="none", markeredgewidth=1.5, label="structural rank of the mask", clip_on=False)
+    rank.plot([100 * layer.numeric_share for layer in run.layers], rows, "D", color=BLUE, markersize=3.5,
               label="numeric rank of the weights", clip_on=False)
     rank.set_xlim(0, 100)
     rank.set_xlabel("rank (% of full rank)")
-    dead.barh(rows, [100 * layer.dead_filters / layer.filters for layer in run.layers], color=VERMILLION, height=0.7)
-    dead.set_xlim(0, max(1, *(110 * layer.dead_filters / layer.filters for layer in run.layers)))
+    shares = [100 * layer.dead_filters / layer.filters for layer in run.layers]
+    dead.barh(rows, shares, color=VERMILLION, height=0.7)
+    dead.set_xlim(0, max(5, 1.1 * max(shares)))
     dead.set_xlabel("dead filters (%)")
     figure.legend(loc="outside upper center", ncols=2, frameon=False)
     for axes in (density, rank, dead):
@@ -79,17 +80,17 @@ def cost(run):
     """Per layer, before and after: weights and multiply-adds, on logarithmic axes."""
     figure, panels = _rows(run.layers, 2, (1, 1))
     rows = np.arange(len(run.layers))
-    for axes, before, after, label in (
-            (panels[0], [layer.weights for layer in run.layers], [layer.nonzero for layer in run.layers], "weights"),
-            (panels[1], [layer.dense_flops for layer in run.layers], [layer.flops for layer in run.layers],
-             "multiply-adds for one image")):
+    for axes, dense, sparse, label in ((panels[0], "weights", "nonzero", "weights"),
+                                       (panels[1], "dense_flops", "flops", "multiply-adds for one image")):
+        before = [getattr(layer, dense) for layer in run.layers]
+        after = [getattr(layer, sparse) for layer in run.layers]
         axes.hlines(rows, after, before, color=GREY, linewidth=1)
-        axes.plot(before, rows, "o", color=ORANGE, markersize=7, markerfacecolor="white", markeredgewidth=1.5, label="dense",
-                  clip_on=False)
+        axes.plot(before, rows, "o", color=ORANGE, markersize=7, markerfacecolor="white", markeredgewidth=1.5,
+                  label="dense", clip_on=False)
         axes.plot(after, rows, "D", color=BLUE, markersize=4, label="non-zeros", clip_on=False)
         axes.set_xscale("symlog", linthresh=1)  # logarithmic, with room for a 0
-        lowest = min(after)
-        axes.set_xlim(0 if lowest < 1 else 10 ** np.floor(np.log10(lowest)), 10 ** np.ceil(np.log10(max(before) + 1)))
+        lowest = 10 ** np.floor(np.log10(min(after))) if min(after) > 0 else 0
+        axes.set_xlim(lowest, 10 ** np.ceil(np.log10(max(before) + 1)))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xlabel(label)
         axes.grid(axis="x", alpha=0.3)
@@ -103,7 +104,7 @@ def rank_k(run):
     updates = run.rank_updates
     values = np.array([line["ranks"] for line in updates], float).T
     share = 100 * values / np.array([[layer.full_rank] for layer in members])
-    figure = Figure(figsize=(WIDTH, max(2.8, ROW * len(members) + 1.2)), layout="constrained")
+    figure = _figure(max(2.8, ROW * len(members) + 1.2))
     axes = figure.subplots()
     image = axes.imshow(share, aspect="auto", cmap="viridis", vmin=0, vmax=100, interpolation="nearest")
     _name_rows(axes, [f"{_short(layer.name)}  ({layer.full_rank})" for layer in members])
@@ -117,32 +118,32 @@ def rank_k(run):
 
 
 def accuracy_by_sparsity(groups):
-    """Top-1 accuracy against sparsity, a line a label; `groups` as `rpg_ms.report.page.by_label_and_sparsity`."""
-    figure = Figure(figsize=(WIDTH, 5), layout="constrained")
+    """Top-1 accuracy against sparsity, a line a label; `groups` as of `runs.by_label_and_sparsity`."""
+    figure = _figure(5)
     axes = figure.subplots()
     _against_sparsity(axes, groups, lambda run: run.top1)
     axes.set_ylabel("top-1 accuracy (%)")
-    axes.legend(loc="best")
+    figure.legend(loc="outside right upper", frameon=False)
     return figure
 
 
 def rank_by_sparsity(groups):
     """Numeric and structural rank as shares of the full rank, mean over the layers, against sparsity."""
-    figure = Figure(figsize=(WIDTH, 5), layout="constrained")
+    figure = _figure(5)
     numeric, structural = figure.subplots(1, 2, sharey=True)
-    _against_sparsity(numeric, groups, lambda run: 100 * mean_rank(run, "numeric_rank"))
-    _against_sparsity(structural, groups, lambda run: 100 * mean_rank(run, "structural_rank"))
+    _against_sparsity(numeric, groups, lambda run: 100 * run.mean("numeric_share"))
+    _against_sparsity(structural, groups, lambda run: 100 * run.mean("structural_share"))
     numeric.set_title("numeric rank of the weights")
     structural.set_title("structural rank of the masks")
     numeric.set_ylabel("rank (% of full rank, mean over the layers)")
-    handles, labels = numeric.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)), frameon=False)
+    figure.legend(*numeric.get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
     return figure
 
 
-def mean_rank(run, which):
-    """Mean over the layers of rank / full rank; `which` is "numeric_rank" or "structural_rank"."""
-    return mean(getattr(layer, which) / layer.full_rank for layer in run.layers)
+def _figure(height):
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.06)
+    return figure
 
 
 def _series(lines, key):
@@ -152,15 +153,14 @@ def _series(lines, key):
 def _percent_on_log_axis(axes):
     axes.set_yscale("log")
     low, high = axes.get_ylim()
-    ticks = [tick for tick in (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100) if low <= tick <= high]
-    axes.set_yticks(ticks if len(ticks) > 1 else np.round(np.geomspace(low, high, 4), 2))
+    axes.set_yticks([tick for tick in (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100) if low <= tick <= high])
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _rows(members, panels, widths):
     """A figure with a row for each layer and several panels that share the layers' names."""
-    figure = Figure(figsize=(WIDTH, max(2.8, ROW * len(members) + 1.3)), layout="constrained")
+    figure = _figure(max(2.8, ROW * len(members) + 1.3))
     axes = figure.subplots(1, panels, sharey=True, gridspec_kw={"width_ratios": widths})
     _name_rows(axes[0], [_short(layer.name) for layer in members])
     return figure, axes
@@ -172,37 +172,42 @@ def _name_rows(axes, names):
 
 
 def _against_sparsity(axes, groups, value):
-    """A line a label through the means over its runs, with standard deviations where there are several."""
+    """A line a label through the means over its runs, with standard deviations where there are several.
+
+    Runs without any sparsity are what the others are measured against: a horizontal line.
+    """
+    sparsities = sorted({sparsity for _, sparsity in groups if sparsity > 0}) or [0.0]
+    # Every halving of the density is as far on the axis as the next.
+    places = {sparsity: -np.log2(max(100 - sparsity, 0.005) / 100) for sparsity in sparsities}
     lines = defaultdict(list)
     for label, sparsity in sorted(groups, key=lambda key: key[1]):
         values = [value(run) for run in groups[label, sparsity]]
-        lines[label].append((sparsity, mean(values), stdev(values) if len(values) > 1 else 0.0))
-    labels = list(dict.fromkeys(label for label, _ in groups))
-    places, ticks = _places([sparsity for _, sparsity in groups])
+        if sparsity in places:
+            lines[label].append((places[sparsity], mean(values), stdev(values) if len(values) > 1 else 0.0))
+        else:
+            axes.axhline(mean(values), color=GREY, linestyle="--", label=_plain(f"{label} (0 %)"))
+    gap = min(np.diff(list(places.values())), default=1.0)
+    labels = [label for label in dict.fromkeys(label for label, _ in groups) if label in lines]
     for i, label in enumerate(labels):
-        shift = 0.012 * (places[ticks[-1]] - places[ticks[0]] or 1) * (i - (len(labels) - 1) / 2)
-        sparsities, means, errors = zip(*lines[label])
-        axes.errorbar([places[s] + shift for s in sparsities], means, errors, color=SERIES[i % len(SERIES)],
-                      marker=MARKERS[i % len(MARKERS)], markersize=6, capsize=3, linewidth=1.2, label=_plain(label))
-    shown = _apart([places[tick] for tick in ticks])
-    axes.set_xticks([places[ticks[i]] for i in shown], [f"{ticks[i]:g}" for i in shown])
+        shift = min(0.05, 0.4 / len(labels)) * gap * (i - (len(labels) - 1) / 2)
+        x, means, errors = np.transpose(lines[label])
+        axes.errorbar(x + shift, means, errors, color=SERIES[i % len(SERIES)],
+                      marker=MARKERS[i % len(MARKERS)], markersize=6, capsize=3, linewidth=1.2,
+                      linestyle="-" if i < len(SERIES) else ":", label=_plain(label))
+    ticks = _apart(places)
+    axes.set_xticks([places[sparsity] for sparsity in ticks], [f"{sparsity:g}" for sparsity in ticks])
     axes.margins(x=0.08)
     axes.set_xlabel("sparsity (%)")
     axes.grid(alpha=0.3)
 
 
-def _places(sparsities):
-    """`({sparsity: place on the axis}, sparsities in order)`: every halving of the density is as far as the next."""
-    ticks = sorted(set(sparsities))
-    return {sparsity: -np.log2(max(100 - sparsity, 0.005) / 100) for sparsity in ticks}, ticks
-
-
-def _apart(places, least=0.06):
-    """Indices of places whose labels do not touch: at least a share of the whole range apart."""
-    shown = [0]
-    for i, place in enumerate(places):
-        if place - places[shown[-1]] >= least * (places[-1] - places[0]) and i:
-            shown.append(i)
+def _apart(places, least=0.1):
+    """The sparsities whose labels do not touch: a share of the axis apart at least, the last among them."""
+    *others, last = places
+    shown, whole = [last], places[last] - min(places.values())
+    for sparsity in reversed(others):
+        if places[shown[0]] - places[sparsity] >= least * whole:
+            shown.insert(0, sparsity)
     return shown
 
 

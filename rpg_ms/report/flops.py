@@ -8,20 +8,21 @@ from rpg_ms.cells.masked import TRANSPOSED
 
 
 def layer_flops(network, found, input_shape):
-    """Multiply-adds of each layer for one input: what is often called FLOPs, one multiplication and addition each.
+    """Multiply-adds of each layer for one input, which are often called FLOPs.
 
     A weight is used once at every position of its layer: of the output for a convolution, of the input for a
-    transposed one, of the sequence (or none) for a dense layer. The positions come from one forward pass; what a
-    convolution multiplies with its padding counts, biases, norms, activations and attention products do not.
+    transposed one, of the sequence (if there is one) for a dense layer. The positions come from one forward
+    pass. What a convolution multiplies with its padding counts; biases, norms, activations and the products
+    within attention do not.
 
     Args:
-        network: the masked network, on any device, in any mode; its state stays as it is.
+        network: the masked network, in any mode; its weights and statistics stay as they are.
         found: its `Sparsified`.
         input_shape: shape of one input without the batch, such as `(channels, height, width)`.
 
     Returns:
-        list of (int, int), one a layer of `found.layers`: multiply-adds of the dense layer, and of the positions
-        that its mask keeps. A layer that the forward pass leaves out has (0, 0).
+        list of (int, int), one a layer of `found.layers`: multiply-adds of the dense layer, and of the
+        non-zeros, the weights that its mask keeps. A layer that the forward pass leaves out has (0, 0).
     """
     index = {id(layer.weight): i for i, layer in enumerate(found.layers)}
     positions = [0] * len(found.layers)

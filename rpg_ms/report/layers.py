@@ -14,8 +14,8 @@ def full_rank(weight):
 def numeric_rank(weight):
     """Rank of a float array of two or more dimensions, viewed as `shape[0] x rest`.
 
-    Counted are the singular values above `max(rows, columns) * eps * largest`, with the eps of the weight's own
-    dtype, as in `numpy.linalg.matrix_rank`; they are computed in float64.
+    Counted are the singular values above `max(rows, columns) * eps * largest`, with the eps of the weight's
+    own dtype, as in `numpy.linalg.matrix_rank`; they are computed in float64.
     """
     matrix = np.asarray(weight).reshape(len(weight), -1)
     values = np.linalg.svd(matrix.astype(np.float64), compute_uv=False)
@@ -31,13 +31,13 @@ def structural_rank(mask):
 
 
 def dead_filters(weight, transposed=False, groups=1):
-    """How many output channels have no weight but zeros, and how many output channels there are: `(int, int)`.
+    """How many output channels have no weight but zeros, and how many there are: `(int, int)`.
 
     Args:
-        weight: array of `[outputs, inputs / groups, ...]`, or `[inputs, outputs / groups, ...]` of a transposed
-            convolution.
+        weight: array `[outputs, inputs / groups, ...]`; of a transposed convolution
+            `[inputs, outputs / groups, ...]`.
         transposed: whether it is one.
-        groups: groups of a transposed convolution; the others' weights show them.
+        groups: groups of a transposed convolution; other weights tell them by their shape.
     """
     weight = np.asarray(weight)
     if transposed:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from rpg_ms.report.layers import dead_filters, full_rank, numeric_rank, structur
 
 # What the lines of metrics.jsonl must have to be drawn.
 NUMBER = (int, float)
+_NAMES = {NUMBER: "a finite number", int: "an integer", list: "a list", str: "text"}
 RECORDS = {
     "train": {"step": int, "loss": NUMBER, "lr": NUMBER},
     "topology": {"step": int, "density": NUMBER, "ranks": list},
@@ -41,15 +43,26 @@ class Layer:
 
     @property
     def density(self):
+        """Share of the weights that are kept."""
         return self.nonzero / self.weights
+
+    @property
+    def numeric_share(self):
+        """Numeric rank / full rank."""
+        return self.numeric_rank / self.full_rank
+
+    @property
+    def structural_share(self):
+        """Structural rank / full rank."""
+        return self.structural_rank / self.full_rank
 
 
 @dataclass(frozen=True)
 class Run:
     """One training run; `step` and `layers` are those of its newest checkpoint.
 
-    `train`, `topology` and `evaluation` are the lines of metrics.jsonl, dicts, and may go beyond that step when
-    the run is unfinished; `summary` is None then.
+    `train`, `topology` and `evaluation` are the lines of metrics.jsonl, dicts; those of an unfinished run,
+    whose `summary` is None, may go beyond that step.
     """
 
     label: str
@@ -66,17 +79,18 @@ class Run:
     other_parameters: int  # trained but never pruned: biases, norms, embeddings ...
     input_shape: Tuple[int, int, int]
 
-    @property
-    def prunable(self):
-        return sum(layer.weights for layer in self.layers)
+    def total(self, figure):
+        """Sum over the layers of one of their figures, such as "weights"."""
+        return sum(getattr(layer, figure) for layer in self.layers)
 
-    @property
-    def nonzero(self):
-        return sum(layer.nonzero for layer in self.layers)
+    def mean(self, figure):
+        """Mean over the layers of one of their figures, such as "numeric_share"."""
+        return self.total(figure) / len(self.layers)
 
     @property
     def density(self):
-        return self.nonzero / self.prunable
+        """Share of the prunable weights that are kept."""
+        return self.total("nonzero") / self.total("weights")
 
     @property
     def sparsity(self):
@@ -121,16 +135,16 @@ def load_run(folder, label=None):
                         f"{'it has no config.yaml' if folder.is_dir() else 'no such folder'}")
     config = load_config(folder / "config.yaml")
     if not (folder / "last.ckpt").exists():
-        begun = (folder / "metrics.jsonl").exists()
-        raise UserError(f"{folder}: {'has no checkpoint yet' if begun else 'the run was not started'}: no last.ckpt")
+        why = "has no checkpoint yet" if (folder / "metrics.jsonl").exists() else "was not started"
+        raise UserError(f"{folder}: the run {why}: no last.ckpt")
     records = _read_metrics(folder / "metrics.jsonl")
     summary = _read_summary(folder / "summary.json")
     state, layers, other_parameters, input_shape = _read_checkpoint(folder / "last.ckpt", config)
     in_rank_term = sum(layer.in_rank_term for layer in layers)
     for line in records["topology"]:
         if len(line["ranks"]) not in (0, in_rank_term) or not all(type(k) is int for k in line["ranks"]):
-            raise UserError(f"{folder / 'metrics.jsonl'}: step {line['step']}: ranks is not a list of {in_rank_term} "
-                            "integers, one a layer of the rank term")
+            raise UserError(f"{folder / 'metrics.jsonl'}: step {line['step']}: ranks is not a list of "
+                            f"{in_rank_term} integers, one a layer of the rank term")
     return Run(label if label is not None else config.pruning.method, folder, config, summary, state["step"],
                state["total_steps"], state["seconds"], *(tuple(records[event]) for event in RECORDS), layers,
                other_parameters, input_shape)
@@ -145,8 +159,8 @@ def _read_metrics(path):
             continue
         try:
             line = json.loads(text)
-            _check(line, RECORDS.get(line["event"], {}) if isinstance(line, dict) and "event" in line
-                   else {"event": str})
+            _check(line, {"event": str})
+            _check(line, RECORDS.get(line["event"], {}))
         except ValueError as error:
             if number == len(lines):  # it does not end with a line break
                 continue
@@ -180,8 +194,10 @@ def _check(values, wanted):
     for name, kind in wanted.items():
         if name not in values:
             raise ValueError(f"{name} is missing")
-        if not isinstance(values[name], kind) or isinstance(values[name], bool):
-            raise ValueError(f"{name}: {values[name]!r} is not of the expected type")
+        value = values[name]
+        wrong = not isinstance(value, kind) or isinstance(value, bool)
+        if wrong or (isinstance(value, float) and not math.isfinite(value)):
+            raise ValueError(f"{name}: {value!r} is not {_NAMES[kind]}")
 
 
 def _reason(error):
@@ -219,5 +235,17 @@ def _layer(layer, cell, rank_takes_dense, dense_flops, flops):
     weight, mask = layer.weight.asnumpy(), layer.mask.asnumpy()
     groups = getattr(cell, "group", getattr(cell, "groups", 1))  # as nn's and as mint's layers call it
     dead, filters = dead_filters(weight, isinstance(cell, TRANSPOSED), groups)
-    return Layer(layer.name, weight.shape, rank_takes_dense or layer.kind == "conv", weight.size, int(mask.sum()),
-                 full_rank(weight), structural_rank(mask), numeric_rank(weight), filters, dead, dense_flops, flops)
+    return Layer(
+        name=layer.name, shape=weight.shape, in_rank_term=rank_takes_dense or layer.kind == "conv",
+        weights=weight.size, nonzero=int(mask.sum()), full_rank=full_rank(weight),
+        structural_rank=structural_rank(mask), numeric_rank=numeric_rank(weight), filters=filters,
+        dead_filters=dead, dense_flops=dense_flops, flops=flops)
+
+
+def by_label_and_sparsity(runs):
+    """`{(label, sparsity): [Run, ...]}` of the finished runs, in the order given."""
+    groups = {}
+    for run in runs:
+        if run.summary is not None:
+            groups.setdefault((run.label, run.sparsity), []).append(run)
+    return groups

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import atexit
+import dataclasses
 import os
 import tempfile
 
@@ -9,12 +10,14 @@ from mindcv.optim import create_optimizer
 from mindcv.scheduler.dynamic_lr import cosine_decay_refined_lr, linear_refined_lr, multi_step_lr
 from mindspore import amp
 
-from rpg_ms.cells import SparseTrainStep, WeightAverage, sparsify
+from rpg_ms.cells import SoftThreshold, SparseTrainStep, WeightAverage, sparsify
+from rpg_ms.cells.masked import set_topology
 from rpg_ms.errors import UserError
 from rpg_ms.models import create_model
 from rpg_ms.pruning.allocation import ALLOCATIONS
 from rpg_ms.pruning.calendar import UpdateCalendar
 from rpg_ms.pruning.methods import METHODS
+from rpg_ms.pruning.topology import start_masks
 from rpg_ms.rank import RankLoss
 from rpg_ms.weights import load_weights
 
@@ -86,28 +89,38 @@ def learning_rates(config, steps_per_epoch):
 def build_train_step(config, task, network, layers, device, ranks):
     """The train-one-step cell of a configuration, with its optimizer: `(SparseTrainStep, learning rates)`.
 
+    Puts the masks that the method starts from in place.
+
     Raises:
         UserError: a calendar that cannot reach the target density, or a floor per layer that the target cannot hold.
     """
+    pruning, rank, method = config.pruning, config.rank, METHODS[config.pruning.method]
     rates = learning_rates(config, task.steps_per_epoch)
+    if method.prunes:  # here, so that the floor per layer fits into the target and not only into today's density
+        try:
+            weights = [layer.weight.asnumpy() for layer in layers]
+            counts = ALLOCATIONS[pruning.allocation](weights, pruning.density, pruning.min_per_layer)
+        except ValueError as error:
+            raise UserError(f"pruning.density: {error}") from None
+        if pruning.start != "dense":
+            for layer, weight, mask in zip(layers, weights, start_masks(weights, counts, pruning.start, config.seed)):
+                set_topology(layer, weight, mask)
+    parameters, soft_threshold = network.trainable_params(), None
+    if method.soft_threshold:
+        soft_threshold = SoftThreshold(layers)
+        parameters = soft_threshold.trained(parameters)
     optimizer = create_optimizer(
-        network.trainable_params(), "momentum" if config.optimizer.name == "sgd" else config.optimizer.name,
+        parameters, "momentum" if config.optimizer.name == "sgd" else config.optimizer.name,
         lr=rates, weight_decay=config.optimizer.weight_decay, momentum=config.optimizer.momentum,
         nesterov=config.optimizer.nesterov,
         weight_decay_filter="disable" if config.optimizer.decay_norm_and_bias else "norm_and_bias")
-    pruning, rank = config.pruning, config.rank
     calendar = None
-    if METHODS[pruning.method].prunes:
-        try:  # the floor per layer must fit into the target, not only into today's density
-            ALLOCATIONS[pruning.allocation]([layer.weight.asnumpy() for layer in layers], pruning.density,
-                                            pruning.min_per_layer)
-        except ValueError as error:
-            raise UserError(f"pruning.density: {error}") from None
+    if dataclasses.replace(method, start=pruning.start, alpha=pruning.alpha, schedule=pruning.schedule).updates:
         try:
             calendar = UpdateCalendar(
-                total_steps=len(rates), update_every=pruning.update_every, prune_until=pruning.prune_until,
-                freeze_after=pruning.freeze_after, density=pruning.density, schedule=pruning.schedule,
-                warmup_updates=pruning.warmup_updates)
+                total_steps=len(rates), update_every=pruning.update_every or task.steps_per_epoch,
+                prune_until=pruning.prune_until, freeze_after=pruning.freeze_after, density=pruning.density,
+                schedule=pruning.schedule, warmup_updates=pruning.warmup_updates, drop_decay=method.drop_decay)
         except ValueError as error:
             raise UserError(str(error)) from None
     train = config.train
@@ -115,12 +128,13 @@ def build_train_step(config, task, network, layers, device, ranks):
         raise UserError(f"train.micro_batches: {train.micro_batches} does not divide train.batch_size: {train.batch_size}")
     step = SparseTrainStep(
         task.with_loss(network), optimizer, layers, calendar, pruning.alpha, pruning.allocation or "global",
-        pruning.min_per_layer,
+        pruning.min_per_layer, method.grow, pruning.raise_rank, config.seed,
         rank_loss=RankLoss(rank.delta, rank_backend(rank.backend, device)) if rank.lambda_ > 0 else None,
         rank_weight=rank.lambda_, rank_every=rank.every, rank_dense=rank.include_dense,
         grad_accumulation=pruning.grad_accumulation, micro_batches=train.micro_batches, clip_norm=train.clip_norm,
         # 2^16, halved on overflow and doubled after 2,000 steps without: the customary numbers.
         scaler=None if train.amp_level == "O0" else amp.DynamicLossScaler(2 ** 16, 2, 2000),
+        soft_threshold=soft_threshold,
         average=WeightAverage(network, train.ema_decay) if train.ema_decay is not None else None,
         reduce=ranks.mean_of_gradients())
     return step.set_train(), rates

@@ -165,6 +165,8 @@ def _training_parameters(step_cell):
     if step_cell.scaler is not None:
         found["scaler:scale_value"] = step_cell.scaler.scale_value
         found["scaler:counter"] = step_cell.scaler.counter
+    if step_cell.soft_threshold is not None:
+        found.update({f"soft:{name}": parameter for name, parameter in step_cell.soft_threshold.state().items()})
     if step_cell.average is not None:
         for source, average in zip(step_cell.average.sources, step_cell.average.averages):
             found[AVERAGE + source.name] = average

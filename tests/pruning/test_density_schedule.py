@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rpg_ms.pruning.schedule import (DENSITY_SCHEDULES, constant_density, cosine_density,
+from rpg_ms.pruning.schedule import (DENSITY_SCHEDULES, DROP_DECAYS, constant_density, cosine_density,
                                      cosine_drop_fraction, cubic_density, delayed, exponential_density)
 
 densities = st.floats(1e-4, 1.0)
@@ -81,3 +81,17 @@ def test_drop_fraction_known_by_hand():
 def test_drop_fraction_refuses_nonsense(arguments, message):
     with pytest.raises(ValueError, match=message):
         cosine_drop_fraction(*arguments)
+
+
+def test_alternating_phases_of_a_hundred_epochs():
+    """The published ImageNet run, an update an epoch: dense to 10, phases of 5 to 75, dense to 85, then sparse."""
+    density = [DENSITY_SCHEDULES["alternating"](epoch, 85, 0.1) for epoch in range(100)]
+    changes = [epoch for epoch in range(1, 100) if density[epoch] != density[epoch - 1]]
+    assert changes == [*range(10, 80, 5), 85]
+    assert density[0] == density[15] == density[84] == 1.0 and density[10] == density[85] == density[99] == 0.1
+
+
+def test_constant_drop_fraction():
+    assert [DROP_DECAYS["constant"](step, 90, 0.3) for step in (1, 45, 90)] == [0.3] * 3
+    with pytest.raises(ValueError, match="got 91"):
+        DROP_DECAYS["constant"](91, 90, 0.3)

@@ -10,12 +10,12 @@ from rpg_ms.pruning import (ALLOCATIONS, DENSITY_SCHEDULES, METHODS, Method, Upd
 
 
 def test_rows():
-    assert METHODS["rpg"] == Method("exponential", "global", "gradient", alpha=0.3, rank_lambda=0.5,
+    assert METHODS["rpg"] == Method("exponential", "global", grow="gradient", alpha=0.3, rank_lambda=0.5,
                                     rank_delta=0.1)
     assert (METHODS["gmp"].schedule, METHODS["gmp"].alpha, METHODS["gmp"].rank_lambda) == ("cubic", 0.0, 0.0)
     assert [name for name, method in METHODS.items() if not method.prunes] == ["dense"]
-    assert [name for name, method in METHODS.items() if method.needs_gradient] == ["rpg"]
-    assert not dataclasses.replace(METHODS["rpg"], alpha=0.0).needs_gradient
+    assert [name for name, method in METHODS.items() if method.prunes and not method.updates] == ["one_shot", "static"]
+    assert [name for name, method in METHODS.items() if method.rank_lambda] == ["rpg"]
 
 
 @pytest.mark.parametrize("choices, message", [
@@ -25,6 +25,10 @@ def test_rows():
     ({"schedule": None}, "both a schedule and an allocation, or neither"),
     ({"alpha": 1.5}, r"pruning.alpha: 1.5 is not in \[0, 1\]"),
     ({"grow": None}, "pruning.alpha: 0.3 drops weights, but the method has nothing to grow by"),
+    ({"start": "random"}, "pruning.start: 'random' masks .* pruning.schedule must be constant, not exponential"),
+    ({"start": "ones"}, "pruning.start: 'ones' is not one of dense, random, magnitude"),
+    ({"drop_decay": "slow"}, "pruning.drop_decay: 'slow' is not one of cosine, constant"),
+    ({"soft_threshold": True}, "pruning.alpha: 0.3; pruned weights of a soft threshold"),
     ({"rank_lambda": -1.0}, "rank.lambda: -1.0 is negative"),
     ({"rank_delta": 0.0}, r"rank.delta: 0.0 is not in \(0, 1\]"),
 ])
@@ -47,7 +51,7 @@ def test_a_run_of_updates_ends_at_exactly_the_target(name, allocation):
         if calendar.is_update(step):
             counts = ALLOCATIONS[method.allocation](weights, calendar.density_at(step))
             grads = None
-            if method.needs_gradient:
+            if method.alpha > 0:
                 grads = [rng.standard_normal(w.shape, np.float32) for w in weights]
             fraction = calendar.drop_fraction(step, method.alpha)
             weights, masks = zip(*update_topology(weights, grads, counts, fraction))

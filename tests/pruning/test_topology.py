@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rpg_ms.pruning import (cosine_drop_fraction, drop_and_grow, exponential_density, global_counts, largest,
-                            survivors, update_topology)
+                            start_masks, survivors, update_topology)
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"
 
@@ -256,3 +256,16 @@ def test_survivors_of_millions_of_equal_weights_need_no_index_arrays():
         tracemalloc.stop()
     assert peak < 0.5 * sum(weight.nbytes for weight in weights)  # a quarter is the masks themselves
     assert all(mask.ravel()[:1000].all() and mask.sum() == 1000 for mask in masks)
+
+
+def test_start_masks():
+    weights = [np.array([[3.0, -4.0], [1.0, 2.0]]), np.arange(6.0).reshape(2, 3)]
+    by_size = start_masks(weights, [2, 1], "magnitude", seed=0)
+    assert by_size[0].tolist() == [[True, True], [False, False]]
+    assert np.flatnonzero(by_size[1]).tolist() == [5]
+    weights = [np.arange(4000.0), np.arange(4000.0)]
+    first, again, other = (start_masks(weights, [1000, 1000], "random", seed) for seed in (7, 7, 8))
+    assert [mask.sum() for mask in first] == [1000, 1000]
+    assert np.array_equal(first, again) and not np.array_equal(first, other)
+    assert not np.array_equal(first[0], first[1])
+    assert abs(first[0][2000:].sum() - 500) < 100  # anywhere, not where weights are large
