@@ -166,6 +166,25 @@ def test_cells(project):
     assert [cell.config.pruning.density for cell in cells[:3]] == [0.2, 0.2, 1.0]
 
 
+def test_a_method_keeps_its_own_values(project):
+    """A file made for RPG does not turn the other methods into mixtures of theirs and RPG's values."""
+    (project / "a.yaml").write_text(CONFIG.replace(
+        "pruning: {", "rank: {lambda: 3.0, delta: 0.4}\npruning: {schedule: exponential, alpha: 0.2, "))
+
+    def values(cell):
+        pruning, rank = cell.config.pruning, cell.config.rank
+        return (pruning.schedule, pruning.alpha, rank.lambda_, rank.delta, pruning.update_every,
+                pruning.prune_until, pruning.freeze_after)
+
+    assert [values(cell) for cell in planned("rpg", "gmp", "rigl", "st3", "both=rigl,rank.lambda=3.0")] == [
+        ("exponential", 0.2, 3.0, 0.4, 3, 0.6, 0.7),
+        ("cubic", 0.0, 0.0, 0.1, 3, 0.6, 0.7),
+        ("constant", 0.3, 0.0, 0.1, 3, 0.75, 0.75),
+        ("cubic", 0.0, 0.0, 0.1, 1, 0.5, 1.0),
+        ("constant", 0.3, 3.0, 0.1, 3, 0.75, 0.75)]
+    assert values(planned("rigl", settings=["pruning.alpha=0.5"])[0])[1] == 0.5
+
+
 def test_run_of_another_configuration(project):
     run_fakes(planned("gmp"))
     with pytest.raises(UserError, match=r"gmp_d0.2_s0/config.yaml: .* optimizer.lr \(was 0.1, now 0.2\)"):

@@ -3,13 +3,13 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Iterable, Sequence
 
 from rpg_ms.config import Config, load_config
 from rpg_ms.errors import UserError
-from rpg_ms.pruning.methods import METHODS
+from rpg_ms.pruning.methods import METHODS, Method
 from rpg_ms.training.run_folder import NoFolder, other_configuration
 
 # Keys that the command line gives to every cell, and those that must be the same in all rows of a table.
@@ -17,6 +17,11 @@ CELL_KEYS = {"pruning.method": "--methods", "pruning.density": "--densities", "s
              "output_dir": "--output_dir"}
 SHARED_KEYS = {key: "--set, for all methods alike" for key in ("data.name", "data.root", "data.limit",
                                                                "data.validation", "device_target")}
+
+
+# What a method is: a file's values hold for the file's own method, the others have those of their rows.
+METHOD_SETTINGS = ("pruning.schedule=null", "pruning.allocation=null", "pruning.start=null", "pruning.alpha=null",
+                   "pruning.raise_rank=false", "rank.lambda=null", "rank.delta=null")
 
 
 @dataclass(frozen=True)
@@ -98,7 +103,10 @@ def plan(config_file: str, entries: Sequence[Entry], densities: Sequence[float],
          output_dir: str, settings: Sequence[str] = (), device_target: str | None = None) -> list[Cell]:
     """The cells of a comparison, seed by seed: a table of one seed is complete before the next seed begins.
 
-    A method that does not prune has one cell a seed, at density 1. An entry's settings win over `settings`.
+    A method that does not prune has one cell a seed, at density 1. An entry's settings win over `settings`, and
+    these over the file. What the file says of its own method (its α, λ, schedule ...) is not taken over by other
+    methods, whose published values are in `rpg_ms.pruning.methods`. Its calendar is, except by methods with one
+    of their own.
 
     Raises:
         UserError: a cell whose configuration is refused, two cells that would share a folder, a key in
@@ -111,16 +119,29 @@ def plan(config_file: str, entries: Sequence[Entry], densities: Sequence[float],
             raise UserError(f"--densities: {density!r} is not in (0, 1]")
     _refuse_repeats([entry.label for entry in entries], "--methods: label")
     _refuse_keys(settings, CELL_KEYS, "--set")
-    load_config(config_file, settings, device_target=device_target)  # what is wrong here is no entry's fault
+    # What is wrong here is no entry's fault.
+    file_method = load_config(config_file, settings, device_target=device_target).pruning.method
     cells = []
     for seed in seeds:
         for entry in entries:
             for density in densities if METHODS[entry.method].prunes else [1.0]:
-                cells.append(_cell(config_file, entry, density, seed, output_dir, settings, device_target))
+                own = () if entry.method == file_method else _own_values(METHODS[entry.method])
+                cells.append(_cell(config_file, entry, density, seed, output_dir, (*own, *settings), device_target))
     _refuse_repeats([cell.folder.name for cell in cells], "--methods: the labels lead to the same folder")
     for cell in cells:
         _check_folder(cell)
     return cells
+
+
+def _own_values(row):
+    """Settings that put a method's own values in place of a file's."""
+    plain = {field.name: field.default for field in fields(Method)}
+    settings = list(METHOD_SETTINGS)
+    if row.update_every != plain["update_every"]:
+        settings.append("pruning.update_every=null")
+    if (row.prune_until, row.freeze_after) != (plain["prune_until"], plain["freeze_after"]):
+        settings += ["pruning.prune_until=null", "pruning.freeze_after=null"]
+    return settings
 
 
 def _cell(config_file, entry, density, seed, output_dir, settings, device_target):
