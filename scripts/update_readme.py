@@ -1,5 +1,10 @@
 #!/usr/bin/env python3
-"""Write the table of configuration keys into both READMEs: python scripts/update_readme.py"""
+"""Write what is generated into both READMEs: python scripts/update_readme.py
+
+The table of configuration keys, and for every mark `<!-- results NAME -->` the table of
+results/NAME/results.json, which compare.py wrote.
+"""
+import json
 import re
 import sys
 from pathlib import Path
@@ -7,16 +12,44 @@ from pathlib import Path
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
+from rpg_ms.compare.results import section  # noqa: E402
 from rpg_ms.config import reference_table  # noqa: E402
+from rpg_ms.errors import UserError, front_door  # noqa: E402
+
+READMES = {"README.md": "en", "README_CN.md": "cn"}
 
 
-def with_table(text):
-    """The README's text with the current table between its two marks."""
-    return re.sub(r"(<!-- keys -->\n).*?(<!-- /keys -->)", lambda m: m[1] + reference_table().strip() + "\n" + m[2],
-                  text, flags=re.DOTALL)
+def updated(text, language, results):
+    """A README's text with current tables between their marks.
+
+    Args:
+        text: the README's.
+        language: "en" or "cn".
+        results: folder with NAME/results.json for every mark `<!-- results NAME -->`.
+
+    Raises:
+        UserError: a mark without data, or without its closing mark.
+    """
+    text = re.sub(r"(<!-- keys -->\n).*?(<!-- /keys -->)",
+                  lambda m: m[1] + reference_table().strip() + "\n" + m[2], text, flags=re.DOTALL)
+    for name in re.findall(r"<!-- results ([\w.-]+) -->", text):
+        file, close = Path(results) / name / "results.json", f"<!-- /results {name} -->"
+        before, mark, rest = text.partition(f"<!-- results {name} -->\n")
+        if not file.is_file():
+            raise UserError(f"the mark {mark.strip()} has no data: there is no {file}")
+        if close not in rest:
+            raise UserError(f"the mark {mark.strip()} is not closed by {close}")
+        table = section(json.loads(file.read_text(encoding="utf-8")), language)
+        text = f"{before}{mark}{table}\n{close}{rest.partition(close)[2]}"
+    return text
+
+
+def main():
+    for name, language in READMES.items():
+        path = PROJECT / name
+        text = updated(path.read_text(encoding="utf-8"), language, PROJECT / "results")
+        path.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
-    for name in ("README.md", "README_CN.md"):
-        path = PROJECT / name
-        path.write_text(with_table(path.read_text(encoding="utf-8")), encoding="utf-8")
+    front_door(main)

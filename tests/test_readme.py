@@ -1,17 +1,51 @@
 """The two READMEs say the same and what they say is so."""
+import json
 import re
+import runpy
 
 import pytest
 
 from conftest import PROJECT
+from rpg_ms.compare.results import section, table
 from rpg_ms.config import load_config, reference_table
+from rpg_ms.errors import UserError
 
 READMES = {name: (PROJECT / name).read_text(encoding="utf-8") for name in ("README.md", "README_CN.md")}
+SCRIPT = runpy.run_path(str(PROJECT / "scripts/update_readme.py"))
+updated = SCRIPT["updated"]
 
 
 @pytest.mark.parametrize("name", READMES)
 def test_key_table_is_current(name):
     assert reference_table().strip() in READMES[name], "run python scripts/update_readme.py"
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_generated_parts_agree_with_the_data(name):
+    assert updated(READMES[name], SCRIPT["READMES"][name], PROJECT / "results") == READMES[name], \
+        "run python scripts/update_readme.py"
+
+
+def test_results_are_written_between_their_marks(tmp_path):
+    run = {"label": "rpg", "method": "rpg", "settings": [], "target_density": 0.02, "seed": 0,
+           "status": "finished", "top1": 88.154, "seconds": 90.0}
+    document = {"command": "python compare.py", "config": "x.yaml", "settings": [], "evaluated_on": "test",
+                "date": "2024-02-29", "environments": [], "runs": [run]}
+    (tmp_path / "small").mkdir()
+    (tmp_path / "small/results.json").write_text(json.dumps(document))
+    empty = ("before\n<!-- results small -->\n<!-- /results small -->\n"
+             "<!-- results -->\nown\n<!-- /results -->\nafter\n")
+    for language in ("en", "cn"):
+        text = updated(empty, language, tmp_path)
+        assert section(document, language) in text and "| rpg | 88.15 (1) | 1.5 |" in text
+        assert text.startswith("before\n<!-- results small -->\n| ") and "<!-- results -->\nown\n" in text
+        assert updated(text, language, tmp_path) == text
+        assert updated(text.replace("88.15", "88.16"), language, tmp_path) == text, "what disagrees is found"
+    assert re.findall(r"\d[\d.]*", table(document, "en")) == re.findall(r"\d[\d.]*", table(document, "cn"))
+    with pytest.raises(UserError, match="large.* no data"):
+        updated(empty + "<!-- results large -->\n<!-- /results large -->\n", "en", tmp_path)
+    with pytest.raises(UserError, match="not closed"):
+        updated("<!-- results small -->\n", "en", tmp_path)
 
 
 def test_both_have_the_same_commands_numbers_and_sections():
@@ -22,6 +56,8 @@ def test_both_have_the_same_commands_numbers_and_sections():
     tables = [re.search(r"<!-- results -->\n(.*?)<!-- /results -->", text, re.DOTALL)[1] for text in (english, chinese)]
     numbers = [sorted(re.findall(r"\d[\d.,]*\d|\d", table)) for table in tables]
     assert numbers[0] == numbers[1]
+    marks = [re.findall(r"<!-- results ([\w.-]+) -->", text) for text in (english, chinese)]
+    assert marks[0] == marks[1]
     assert english.count("\n## ") == chinese.count("\n## ")
 
 

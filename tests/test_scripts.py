@@ -44,13 +44,13 @@ def environment(tmp_path):
 
 @pytest.fixture
 def project(tmp_path):
-    """A copy of the scripts in a project whose three front doors print their name and arguments."""
+    """A copy of the scripts in a project whose front doors print their name and arguments."""
     root = tmp_path / "a project"
     shutil.copytree(PROJECT / "scripts", root / "scripts")
     shutil.copy(PROJECT / "pyproject.toml", root)
     (root / "config").mkdir()
     (root / "config/quickstart.yaml").write_text("")
-    for door in ("train", "eval", "export"):
+    for door in ("train", "eval", "export", "compare"):
         (root / f"{door}.py").write_text(f"import sys; print('{door}', *sys.argv[1:])")
     return root
 
@@ -166,6 +166,8 @@ def test_a_folder_of_somebody_else_is_left_alone(environment, tmp_path):
     ("run_eval.sh", []),
     ("run_eval.sh", ["config/quickstart.yaml"]),
     ("run_eval.sh", ["config/quickstart.yaml", "--seed", "1"]),
+    ("run_compare.sh", []),
+    ("run_compare.sh", ["--methods", "rpg"]),
     ("run_export.sh", ["config/quickstart.yaml"]),
     ("run_export.sh", ["config/quickstart.yaml", "a.ckpt", "PTH"]),
     ("run_export.sh", ["config/quickstart.yaml", "a.ckpt", "ONNX", "--seed", "1"]),
@@ -174,7 +176,8 @@ def test_wrong_arguments(project, script, arguments):
     fails_with_one_line(run("bash", project / "scripts" / script, *arguments), f"usage: {script}", status=2)
 
 
-@pytest.mark.parametrize("script", ["run_standalone_train.sh", "run_eval.sh", "run_export.sh"])
+@pytest.mark.parametrize("script", ["run_standalone_train.sh", "run_eval.sh", "run_export.sh",
+                                    "run_compare.sh"])
 def test_absent_configuration(project, script):
     result = run("bash", project / "scripts" / script, "config/absent.yaml", "CPU")
     fails_with_one_line(result, "no configuration file config/absent.yaml", status=2)
@@ -186,6 +189,8 @@ def test_absent_configuration(project, script):
      "train --config {config} --device_target Ascend --set a=b c"),
     ("run_eval.sh", ["config/quickstart.yaml", "x.ckpt", "--seed", "1"],
      "eval --config {config} --checkpoint_path x.ckpt --seed 1"),
+    ("run_compare.sh", ["config/quickstart.yaml", "--methods", "a=rpg,x.y=[1, 2]", "--densities", "0.1"],
+     "compare --config {config} --methods a=rpg,x.y=[1, 2] --densities 0.1"),
     ("run_export.sh", ["config/quickstart.yaml", "r/x.ckpt"],
      "export --config {config} --checkpoint_path r/x.ckpt --file_format MINDIR --file_name r/x"),
     ("run_export.sh", ["config/quickstart.yaml", "x.ckpt", "ONNX", "y", "--seed", "1"],

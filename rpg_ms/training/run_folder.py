@@ -17,6 +17,13 @@ FREE_ON_RESUME = ("checkpoint.every_steps", "checkpoint.keep", "data.root", "dat
 UNFINISHED = ".unfinished-"  # how the folders begin in which files are written before they get their names
 
 
+def other_configuration(config_path, config):
+    """What in `config` changes the result of the run with this config.yaml: "key (was old, now new), ...", or ""."""
+    changes = changed_keys(load_config(config_path), config)
+    return ", ".join(f"{key} (was {old}, now {new})" for key, (old, new) in changes.items()
+                     if key not in FREE_ON_RESUME)
+
+
 @contextmanager
 def atomic_path(path):
     """A path to write to; what was written becomes `path`, safely on disk, when the block ends without error."""
@@ -91,11 +98,9 @@ class RunFolder(NoFolder):
             raise UserError(f"output_dir: {self.path} already holds a run ({', '.join(path.name for path in earlier)}); "
                             "choose another folder, let it go on with --resume auto, or replace it with --overwrite")
         if resume and config_path.exists():
-            changes = {key: values for key, values in changed_keys(load_config(config_path), config).items()
-                       if key not in FREE_ON_RESUME}
+            changes = other_configuration(config_path, config)
             if changes and not self.allow_changes:
-                shown = ", ".join(f"{key} (was {old}, now {new})" for key, (old, new) in changes.items())
-                raise UserError(f"{config_path}: the run began with another configuration: {shown}; "
+                raise UserError(f"{config_path}: the run began with another configuration: {changes}; "
                                 "--allow_changes goes on all the same")
             if changes:  # a finished run may have become longer
                 (self.path / "summary.json").unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""Comparison of methods: the runs that a table needs, and the table."""

@@ -1,0 +1,224 @@
+"""The results of a comparison as one document, and its forms: JSON, CSV, a Markdown table.
+
+The document is a dict of plain values; README tables are made from the JSON file (scripts/update_readme.py).
+"""
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import platform
+import statistics
+import time
+from importlib import metadata
+from pathlib import Path
+
+import rpg_ms
+from rpg_ms.compare.cells import percent
+from rpg_ms.errors import UserError
+from rpg_ms.training.run_folder import atomic_path
+
+FIGURES = ("top1", "best_top1", "density", "nonzero", "prunable", "steps", "seconds")
+COLUMNS = ("label", "method", "settings", "target_density", "seed", "status", *FIGURES, "environment",
+           "reason")
+
+WORDS = {
+    "en": {"method": "method", "minutes": "minutes per run", "failed": "failed",
+           "test": "test images", "validation": "validation images",
+           "cores": "cores", "memory": "GB of memory",
+           "figures": "Top-1 accuracy in % on the {images} by sparsity: mean ± standard deviation (n − 1) of "
+                      "the (number of) seeds; bold: a column's best.",
+           "made": "Measured on {places}, {date}: `{command}`"},
+    "cn": {"method": "方法", "minutes": "每次运行分钟数", "failed": "失败",
+           "test": "测试图像", "validation": "验证图像",
+           "cores": "核", "memory": "GB 内存",
+           "figures": "各稀疏度下{images}上的 top-1 准确率（%）：各种子的均值 ± 标准差（n − 1），括号内为种子数；"
+                      "粗体：该列最佳。",
+           "made": "测量环境：{places}，{date}：`{command}`"},
+}
+
+
+def environment() -> dict:
+    """The machine and the versions of what computes on it."""
+    return {
+        "machine": {"cpu": _cpu_model(), "cores": len(os.sched_getaffinity(0)),
+                    "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
+                    "platform": platform.platform()},
+        "versions": {"python": platform.python_version(),
+                     **{name: _version(name) for name in ("mindspore", "numpy", "mindcv")},
+                     "rpg_ms": rpg_ms.__version__},
+    }
+
+
+def _cpu_model():
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        text = ""
+    models = [line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()
+
+
+def _version(name):
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def collect(cells, failures, command, config_file, settings):
+    """The document of a comparison, from what lies in the runs' folders.
+
+    Args:
+        cells: list of `rpg_ms.compare.cells.Cell`.
+        failures: why runs failed, by the cell's folder.
+        command: the command line, as one string.
+        config_file: file of the configuration.
+        settings: the `--set` values that all runs share.
+    """
+    environments, runs, dates = [], [], []
+    for cell in cells:
+        run = {"label": cell.entry.label, "method": cell.entry.method, "settings": list(cell.entry.settings),
+               "target_density": cell.density, "seed": cell.seed}
+        summary = cell.summary()
+        if summary is not None:
+            run["status"] = "finished"
+            run.update({figure: summary[figure] for figure in FIGURES if figure in summary})
+            run["environment"] = _index(environments, cell.folder / "environment.json")
+            dates.append(os.path.getmtime(cell.folder / "summary.json"))
+        elif cell.folder in failures:
+            run.update(status="failed", reason=failures[cell.folder])
+        else:
+            run["status"] = "cut off" if cell.begun else "missing"
+        runs.append(run)
+    return {"command": command, "config": config_file, "settings": list(settings),
+            "evaluated_on": "validation" if cells[0].config.data.validation > 0 else "test",
+            "date": time.strftime("%Y-%m-%d", time.gmtime(max(dates, default=None))),
+            "environments": environments, "runs": runs}
+
+
+def _index(environments, path):
+    """Where in the list this file's content is, appended if it is new; None for a run of train.py's own."""
+    if not path.exists():
+        return None
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if found not in environments:
+        environments.append(found)
+    return environments.index(found)
+
+
+def write(document, folder):
+    """Write results.json, results.csv and results.md into a folder, made if it is missing.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        for name, text in (("results.json", json.dumps(document, indent=1, ensure_ascii=False) + "\n"),
+                           ("results.csv", csv_text(document)), ("results.md", page(document))):
+            with atomic_path(Path(folder) / name) as path:
+                path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--results: {folder} cannot be written: {error.strerror}") from None
+
+
+def draw(cells, folder):
+    """Write the report on the finished runs into a folder; returns what is missing from it, a line each."""
+    finished = [cell for cell in cells if cell.summary() is not None]
+    if not finished:
+        return []
+    runs, problems = [], []
+    try:
+        from rpg_ms.report import load_run, write_report
+
+        for cell in finished:
+            try:
+                runs.append(load_run(cell.folder, cell.entry.label))
+            except UserError as error:
+                problems.append(str(error))
+        if runs:
+            write_report(runs, folder)
+    except (UserError, ImportError) as error:
+        problems.append(f"any run: {error}")
+    return problems
+
+
+def csv_text(document) -> str:
+    """One line for every run."""
+    text = io.StringIO()
+    lines = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    lines.writeheader()
+    lines.writerows({**run, "settings": " ".join(run["settings"])} for run in document["runs"])
+    return text.getvalue()
+
+
+def page(document) -> str:
+    """The table with its notes, and the runs that failed, in English."""
+    parts = [f"# Comparison on {document['config']}", section(document, "en")]
+    parts += [f"{run['label']} at {percent(1 - run['target_density'])} sparsity, seed {run['seed']}, failed: "
+              f"{run['reason']}" for run in document["runs"] if run["status"] == "failed"]
+    return "\n\n".join(parts) + "\n"
+
+
+def section(document, language: str) -> str:
+    """The table, what its figures are, and in one line where, when and by which command they were measured.
+
+    Args:
+        document: as `collect` makes it.
+        language: "en" or "cn"; the numbers are the same.
+    """
+    words = WORDS[language]
+    places = "; ".join(_place(found, words) for found in document["environments"])
+    figures = words["figures"].format(images=words[document["evaluated_on"]])
+    made = words["made"].format(places=places or "?", date=document["date"], command=document["command"])
+    return f"{table(document, language)}\n\n{figures}\n{made}"
+
+
+def _place(found, words):
+    machine, versions = found["machine"], found["versions"]
+    return ", ".join([machine["cpu"], f"{machine['cores']} {words['cores']}",
+                      f"{machine['memory_gb']} {words['memory']}", machine["platform"],
+                      *(f"{name} {version}" for name, version in versions.items())])
+
+
+def table(document, language: str) -> str:
+    """The Markdown table: a row for every label, a column for every sparsity."""
+    words, runs = WORDS[language], document["runs"]
+    labels = list(dict.fromkeys(run["label"] for run in runs))
+    densities = sorted({run["target_density"] for run in runs}, reverse=True)
+    cells = {(label, density): [] for label in labels for density in densities}
+    for run in runs:
+        cells[run["label"], run["target_density"]].append(run)
+    best = {density: _best([cells[label, density] for label in labels]) for density in densities}
+    lines = [[words["method"], *(percent(1 - density) for density in densities), words["minutes"]]]
+    lines.append(["---"] * len(lines[0]))
+    for label in labels:
+        seconds = [run["seconds"] for run in runs if run["label"] == label and run["status"] == "finished"]
+        lines.append([label.replace("|", r"\|"),
+                      *(_cell_text(cells[label, density], best[density], words) for density in densities),
+                      f"{statistics.mean(seconds) / 60:.1f}" if seconds else "–"])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _best(column):
+    """The highest mean of a column, as it is shown; None where there is nothing to compare."""
+    means = [statistics.mean(top1) for top1 in map(_top1, column) if top1]
+    return f"{max(means):.2f}" if len(means) > 1 else None
+
+
+def _top1(runs):
+    return [run["top1"] for run in runs if run["status"] == "finished"]
+
+
+def _cell_text(runs, best, words):
+    top1, failed = _top1(runs), sum(run["status"] == "failed" for run in runs)
+    if not top1:
+        return words["failed"] if failed else "–"
+    text = mean = f"{statistics.mean(top1):.2f}"
+    if len(top1) > 1:
+        text += f" ± {statistics.stdev(top1):.2f}"
+    if mean == best:
+        text = f"**{text}**"
+    return f"{text} ({len(top1)})" + (f", {failed} {words['failed']}" if failed else "")

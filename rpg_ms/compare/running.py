@@ -1,0 +1,148 @@
+"""Running the cells, one after the other, each in a process of its own."""
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+from rpg_ms.compare.results import environment
+from rpg_ms.errors import UserError
+from rpg_ms.training.run_folder import atomic_path
+
+
+@contextmanager
+def _only_one_at_work(folder):
+    """Hold the folder's lock, made with it, during the block; gives the lock's file descriptor.
+
+    Runs inherit the lock: one that goes on by itself, because compare was killed, keeps others out as well.
+
+    Raises:
+        UserError: the folder cannot be written, or another comparison is at work in it.
+    """
+    path = Path(folder) / "compare.lock"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "w")
+    except OSError as error:
+        raise UserError(f"--output_dir: {folder} cannot be written: {error.strerror}") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"--output_dir: another comparison, or a run that it started, is at work in "
+                            f"{folder}") from None
+        except OSError:
+            pass  # a file system without locks
+        yield file.fileno()
+
+
+class Interruption:
+    """Within the block Ctrl-C and SIGTERM end the child, not this process; a second one ends it at once.
+
+    Attributes:
+        signal: the signal that came first, or None.
+    """
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self):
+        self.signal = None
+        self._child = None
+
+    def __enter__(self):
+        self._before = [signal.signal(number, self._received) for number in self.SIGNALS]
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in zip(self.SIGNALS, self._before):
+            signal.signal(number, handler)
+
+    def _received(self, number, _frame):
+        again = self.signal is not None
+        self.signal = self.signal or signal.Signals(number)
+        if self._child is not None:
+            self._child.kill() if again else self._child.terminate()
+
+    def call(self, command, **options):
+        """As `subprocess.call`, for a child that ignores Ctrl-C: it would end without a checkpoint."""
+        with subprocess.Popen(command, preexec_fn=_ignore_ctrl_c, **options) as self._child:
+            if self.signal is not None:  # it came before there was a child
+                self._child.terminate()
+            status = self._child.wait()
+        self._child = None
+        return status
+
+
+def _ignore_ctrl_c():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def run_missing(cells, train_script, output_dir, write):
+    """Run what is not finished, one after the other, with a line on stdout each; a failure ends no other.
+
+    Args:
+        cells: list of `rpg_ms.compare.cells.Cell`.
+        train_script: path of train.py.
+        output_dir: folder of the cells' folders.
+        write: called before the first run and after every run with the failures so far.
+
+    Returns:
+        `(failures, signal)`: why runs failed, by the cell's folder; and the signal that stopped it, or None.
+    """
+    failures = {}
+    with _only_one_at_work(output_dir) as lock, Interruption() as interruption:
+        write(failures)
+        for number, cell in enumerate(cells, 1):
+            print(f"[{number}/{len(cells)}] {cell.name}: ", end="", flush=True)
+            if cell.summary() is not None:
+                print(f"{_in_words(cell.summary())}, there already", flush=True)
+                continue
+            failure = None if interruption.signal else _run(cell, train_script, interruption, lock)
+            if interruption.signal and cell.summary() is None:
+                print("stopped", flush=True)
+                break
+            if failure is not None:
+                failures[cell.folder] = failure
+            print(f"failed: {failure}" if failure is not None else _in_words(cell.summary()), flush=True)
+            write(failures)
+        write(failures)
+    return failures, interruption.signal
+
+
+def _in_words(summary):
+    return f"top-1 {summary['top1']:.2f} %, {summary['seconds'] / 60:.1f} min"
+
+
+def _run(cell, train_script, interruption, lock):
+    """Train a cell to its end, from its last checkpoint if there is one; what it prints goes to train.log.
+
+    Returns None, or in one line why the run failed.
+    """
+    try:
+        cell.folder.mkdir(parents=True, exist_ok=True)
+        with atomic_path(cell.folder / "environment.json") as path:
+            path.write_text(json.dumps(environment(), indent=2) + "\n", encoding="utf-8")
+        with open(cell.folder / "train.log", "a+b") as log:
+            start = log.seek(0, os.SEEK_END)
+            status = interruption.call([sys.executable, str(train_script), *cell.arguments], pass_fds=[lock],
+                                       stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            log.seek(start)
+            printed = log.read().decode(errors="replace")
+    except OSError as error:
+        return f"{cell.folder} cannot be written: {error.strerror}"
+    return None if cell.summary() is not None else reason(printed, status)
+
+
+def reason(printed: str, status: int) -> str:
+    """One line on why a run failed, from what it printed and its exit status."""
+    lines = [line for line in printed.splitlines() if line.strip()]
+    errors = [line for line in lines if re.match(r"(train\.py: error: |[\w.]+(Error|Exception)\b)", line)]
+    said = (errors or lines or ["it printed nothing"])[-1].strip().replace("train.py: error: ", "")[:300]
+    ended = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+    return f"{said} ({ended})"
