@@ -187,7 +187,9 @@ class RankConfig(Group):
     every: Literal["update", "step"] = Field(
         "update", description="Steps with the rank term: topology updates only, or every step."
     )
-    backend: Literal["auto", "svd", "gram"] = Field("auto", description="How the rank term is computed.")
+    backend: Literal["auto", "svd", "gram", "matmul"] = Field(
+        "auto", description="How the rank term is computed; auto: gram on CPU, matmul elsewhere."
+    )
     include_dense: bool = Field(False, description="Whether the rank term takes dense layers as well.")
 
 

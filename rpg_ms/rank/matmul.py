@@ -59,19 +59,27 @@ def tail_projectors(grams, delta):
         projector = _projector(grams, middle, identity)
         count = _count(projector, identity)
         below = _energy(projector, grams) <= delta
-        # With one eigenvalue between them the thresholds stay: closer to it, the sign would not converge.
+        # With one eigenvalue between them the thresholds stay: closer to it the sign would not converge.
         wide = count_high - count_low > 1.5
         raised, lowered = ops.logical_and(wide, below), ops.logical_and(wide, ops.logical_not(below))
         low, count_low = ops.select(raised, middle, low), ops.select(raised, count, count_low)
         high, count_high = ops.select(lowered, middle, high), ops.select(lowered, count, count_high)
         step = step + 1
 
+    # What lies between is one eigenvalue, or some that are equal to float32's eye: of these the share is taken that
+    # comes closest to the budget, and in the projector that share of all.
     smaller, larger = _projector(grams, low, identity), _projector(grams, high, identity)
     energy_smaller, energy_larger = _energy(smaller, grams), _energy(larger, grams)
-    closer = ops.logical_and(delta - energy_smaller <= energy_larger - delta, count_low > 0.5)
-    projector = ops.select(ops.broadcast_to(closer, grams.shape), smaller, larger)
-    energy = ops.select(closer, energy_smaller, energy_larger)
-    k = size - ops.round(ops.select(closer, count_low, count_high))
+    between = ops.round(count_high - count_low)
+    between = ops.select(between < 1, ops.ones_like(between), between)
+    each = (energy_larger - energy_smaller) / between
+    each = ops.select(each > 0, each, ops.ones_like(each))
+    fewest = (count_low < 0.5).astype(ms.float32)  # at least one eigenvalue is discarded
+    taken = ops.ceil((delta - energy_smaller) / each - 0.5)
+    taken = ops.maximum(fewest, ops.minimum(taken, between))
+    projector = smaller + (larger - smaller) * (taken / between)
+    energy = energy_smaller + taken * each
+    k = size - ops.round(count_low) - taken
     k = ops.select(energy > SMALLEST, k, ops.full_like(k, size - 1))  # all tails of zeros tie
     k = ops.select((grams * identity).sum((1, 2), keepdims=True) > 0, k, ops.zeros_like(k))
     return projector, energy.reshape(-1), ops.clamp(k, 0, size - 1).astype(ms.int32).reshape(-1)

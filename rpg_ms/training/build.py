@@ -141,13 +141,13 @@ def build_train_step(config, task, network, layers, device, ranks):
 
 
 def rank_backend(backend, device):
-    """The rank backend that "auto" stands for: `gram` on CPU, `svd` elsewhere.
+    """The rank backend that "auto" stands for: `gram` on CPU, `matmul` elsewhere.
 
     Raises:
         UserError: `gram`, which works on the host, on another device than the CPU.
     """
     if backend == "auto":
-        return "gram" if device == "CPU" else "svd"
+        return "gram" if device == "CPU" else "matmul"
     if backend == "gram" and device != "CPU":
-        raise UserError(f"rank.backend: gram runs on CPU only, not on {device}; use svd")
+        raise UserError(f"rank.backend: gram runs on CPU only, not on {device}; use matmul or svd")
     return backend
