@@ -151,7 +151,7 @@ class MeanOfGradients(nn.Cell):
         flat = ()
         for gradient in gradients:
             flat += (gradient.astype(ms.float32).reshape(-1),)
-        total = self.all_reduce(ops.concat(flat)) * self.share
+        total = self.all_reduce(ops.cat(flat)) * self.share
         means = ()
         start = 0
         for gradient in gradients:
