@@ -1,9 +1,7 @@
-"""What a sparse layer looks like: ranks and dead filters, from arrays."""
+"""What a sparse layer looks like: rank and dead filters, from arrays."""
 from __future__ import annotations
 
 import numpy as np
-from scipy.sparse import csr_matrix
-from scipy.sparse.csgraph import structural_rank as scipy_structural_rank
 
 
 def full_rank(weight):
@@ -20,14 +18,6 @@ def numeric_rank(weight):
     matrix = np.asarray(weight).reshape(len(weight), -1)
     values = np.linalg.svd(matrix.astype(np.float64), compute_uv=False)
     return int(np.count_nonzero(values > values.max() * max(matrix.shape) * np.finfo(matrix.dtype).eps))
-
-
-def structural_rank(mask):
-    """The largest rank that any weights on a bool mask can have, viewed as `shape[0] x rest`.
-
-    It is the size of a maximum matching of rows with columns over the mask's ones.
-    """
-    return int(scipy_structural_rank(csr_matrix(np.asarray(mask).reshape(len(mask), -1))))
 
 
 def dead_filters(weight, transposed=False, groups=1):

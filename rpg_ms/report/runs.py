@@ -11,7 +11,8 @@ from typing import Optional, Tuple
 from rpg_ms.config import Config, load_config
 from rpg_ms.data.datasets import known_shape
 from rpg_ms.errors import UserError
-from rpg_ms.report.layers import dead_filters, full_rank, numeric_rank, structural_rank
+from rpg_ms.pruning.structure import structural_rank
+from rpg_ms.report.layers import dead_filters, full_rank, numeric_rank
 
 # What the lines of metrics.jsonl must have to be drawn.
 NUMBER = (int, float)

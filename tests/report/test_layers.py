@@ -2,22 +2,8 @@
 import numpy as np
 import pytest
 
-from rpg_ms.report.layers import dead_filters, full_rank, numeric_rank, structural_rank
-
-# Rows 0 and 2 share their only column; column 3 is free, but no row may use it.
-MASK = np.array([[1, 0, 0, 0],
-                 [1, 1, 1, 0],
-                 [1, 0, 0, 0]], bool)
-
-
-def test_structural_rank_is_a_matching():
-    assert structural_rank(MASK) == 2
-    widened = MASK.copy()
-    widened[2, 3] = True
-    assert structural_rank(widened) == 3
-    assert structural_rank(np.zeros((3, 4), bool)) == 0
-    assert structural_rank(MASK.T) == 2
-
+from rpg_ms.pruning import structural_rank
+from rpg_ms.report.layers import dead_filters, full_rank, numeric_rank
 
 def test_numeric_rank_can_be_below_the_structural_one():
     equal = np.array([[1, 2], [2, 4]], np.float32)
