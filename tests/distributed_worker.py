@@ -14,6 +14,7 @@ import numpy as np  # noqa: E402
 from mindcv.optim import create_optimizer  # noqa: E402
 from mindspore import nn, ops  # noqa: E402
 
+from losses import WithLoss  # noqa: E402
 from rpg_ms.cells import SparseTrainStep, sparsify  # noqa: E402
 from rpg_ms.config import load_config  # noqa: E402
 from rpg_ms.errors import UserError  # noqa: E402
@@ -38,15 +39,6 @@ class Net(nn.Cell):
 
     def construct(self, x):
         return self.fc(ops.relu(self.conv2(ops.relu(self.conv1(x)))).mean((2, 3)))
-
-
-class WithLoss(nn.Cell):
-    def __init__(self, network):
-        super().__init__(auto_prefix=False)
-        self.network = network
-
-    def construct(self, x, y):
-        return ops.cross_entropy(self.network(x), y)
 
 
 def batch(step, rank, size):

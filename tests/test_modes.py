@@ -3,23 +3,14 @@ import mindspore as ms
 import numpy as np
 import pytest
 from mindcv.optim import create_optimizer
-from mindspore import nn, ops
 
+from losses import WithLoss
 from rpg_ms.cells import SparseTrainStep, sparsify
 from rpg_ms.models import create_model
 from rpg_ms.pruning.calendar import UpdateCalendar
 from rpg_ms.rank import RankLoss
 
 CALENDAR = UpdateCalendar(total_steps=10, update_every=2, prune_until=0.8, freeze_after=0.8, density=0.1)
-
-
-class WithLoss(nn.Cell):
-    def __init__(self, network):
-        super().__init__(auto_prefix=False)
-        self.network = network
-
-    def construct(self, x, y):
-        return ops.cross_entropy(self.network(x), y)
 
 
 def run(mode, steps):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from mindspore import nn, ops
 
+from losses import WithLoss
 from rpg_ms.cells import sparsify
 from rpg_ms.config import load_config
 from rpg_ms.pruning import METHODS, erk_counts, global_counts, structural_rank, target_count
@@ -33,15 +34,6 @@ class Task:
 
     def with_loss(self, network):
         return WithLoss(network)
-
-
-class WithLoss(nn.Cell):
-    def __init__(self, network):
-        super().__init__(auto_prefix=False)
-        self.network = network
-
-    def construct(self, x, y):
-        return ops.cross_entropy(self.network(x), y)
 
 
 def batch(step):

@@ -4,6 +4,7 @@ import pytest
 from mindcv.optim import create_optimizer
 from mindspore import nn, ops
 
+from losses import WithLoss
 from rpg_ms.cells import SparseTrainStep, sparsify
 from rpg_ms.pruning.allocation import global_counts
 from rpg_ms.pruning.calendar import UpdateCalendar
@@ -24,15 +25,6 @@ class Net(nn.Cell):
     def construct(self, x):
         x = ops.relu(self.bn(self.conv1(x)))
         return self.fc(ops.relu(self.conv2(x)).mean((2, 3)))
-
-
-class WithLoss(nn.Cell):
-    def __init__(self, network):
-        super().__init__(auto_prefix=False)
-        self.network = network
-
-    def construct(self, x, y):
-        return ops.cross_entropy(self.network(x), y)
 
 
 def data(seed=0, n=8):
