@@ -12,7 +12,8 @@ tensors are, all little-endian and each in the order of the table:
 
 `sha256` in the header is that of the whole file with these 64 digits as zeros, so that no byte can change unnoticed.
 
-Positions are Golomb-Rice coded (Rice & Plaunt 1971): for randomly placed weights within 1 % of the entropy.
+Positions are Golomb-Rice coded (Rice & Plaunt 1971): for randomly placed weights within 2 % of the entropy at densities
+up to 5 %, and at no density more than a bit a position.
 """
 from __future__ import annotations
 

@@ -15,8 +15,8 @@ from safetensors.numpy import load, save
 from doors import TINY, door, last_json, refused
 from rpg_ms.cells import sparsify
 from rpg_ms.cells.masked import set_topology
-from rpg_ms.deploy.packed import export_packed, write_packed
 from rpg_ms.deploy import packed as deploy_packed
+from rpg_ms.deploy.packed import export_packed, write_packed
 from rpg_ms.errors import UserError
 from rpg_ms.models import create_model
 from rpg_ms.training.checkpoint import load_network
@@ -117,7 +117,7 @@ def test_int8_is_off_by_half_a_step_at_most(exponent, seed):
     weight = np.ldexp(rng.uniform(-1, 1, (5, 7)), exponent).astype(np.float32)
     weight[0] = 0
     _, after = unpack(pack({"w": weight, "w_mask": np.ones((5, 7), np.bool_)}, "int8", ABOUT))
-    step = np.exp2(np.maximum(np.ceil(np.log2(np.abs(weight).max(1) / 127.5 + 1e-300)), -126))
+    step = np.exp2(np.maximum(np.ceil(np.log2(np.abs(weight).max(1).astype(np.float64) / 127.5 + 1e-300)), -126))
     assert (np.abs(after["w"].astype(np.float64) - weight).max(1) <= step / 2 * (1 + 1e-6)).all()
 
 
@@ -147,9 +147,8 @@ def test_round_trip_to_the_bit(pruned, rest, seed):
     assert (header.model, header.input_shape, header.step, header.seconds) == ("cifar_resnet8", [1, 28, 28], 48, 1.25)
 
 
-@pytest.mark.parametrize("value_type, bits", [("float32", 32), ("float16", 16), ("int8", 8)])
 @pytest.mark.parametrize("spread", ["even", "uneven", "one layer"])
-def test_size_at_98_percent(value_type, bits, spread):
+def test_size_at_98_percent(spread):
     """At most 1.10 of the values, the entropy of where they are, and the rest as it is."""
     network = create_model("cifar_resnet20", 10, 3)
     found = sparsify(network)
@@ -170,9 +169,9 @@ def test_size_at_98_percent(value_type, bits, spread):
     rest = sum(array.nbytes for name, array in arrays.items() if name not in pruned)
     nonzero, density = found.nonzero, found.density
     entropy = -density * math.log2(density) - (1 - density) * math.log2(1 - density)
-    bound = nonzero * (bits + entropy / density) / 8 + rest
-    content = pack(arrays, value_type, {**ABOUT, "model": "cifar_resnet20"})
-    assert len(content) <= 1.10 * bound
+    for value_type, bits in {"float32": 32, "float16": 16, "int8": 8}.items():
+        content = pack(arrays, value_type, {**ABOUT, "model": "cifar_resnet20"})
+        assert len(content) <= 1.10 * (nonzero * (bits + entropy / density) / 8 + rest), value_type
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -249,7 +248,7 @@ def test_what_cannot_be_packed(tmp_path):
     set_topology(layer, layer.weight.asnumpy() * np.float32(1e6), layer.mask.asnumpy())
     with pytest.raises(UserError, match=f"as float16: {layer.weight.name} has weights that are too large"):
         write_packed(tmp_path / "x.packed", network, "float16", ABOUT)
-    set_topology(layer, layer.weight.asnumpy() * np.float32(np.inf), layer.mask.asnumpy())
+    set_topology(layer, np.full(layer.weight.shape, np.inf, np.float32), layer.mask.asnumpy())
     with pytest.raises(UserError, match=f"{layer.weight.name} is not finite"):
         write_packed(tmp_path / "x.packed", network, "float32", ABOUT)
     with pytest.raises(UserError, match="could not be written"):
@@ -397,7 +396,7 @@ def test_forgery_that_changes_nothing_is_accepted():
     (put("table", [2.0, 2], 1, "shape"), "table is malformed"),
     (put("table", 3, 0, "nonzero"), "its values are 4, not the 3"),
     (put("table", -1, 1, "nonzero"), "table is malformed"),
-    (put("table", 2, 0, "rice"), "does not hold|too early or too late|beyond"),
+    (put("table", 3, 0, "rice"), "does not hold"),
     (put("table", 10 ** 9, 0, "rice"), "does not hold"),
     (put("table", 10 ** 25, 1, "rice"), "does not hold"),
     (put("table", 1, 0, "bytes"), "its positions are"),
@@ -410,7 +409,7 @@ def test_forgery_that_changes_nothing_is_accepted():
     ({"table": lambda rows: rows.append({"name": "x"})}, "table is malformed"),
     (put("tensors", np.float32("nan"), "values", 1), "a is not finite"),
     (put("tensors", np.float32("inf"), "values", 1), "a is not finite"),
-    (put("tensors", 255, "rest", 3), None),  # the sign and exponent of 1.0 in `scale`
+    (put("tensors", 255, "rest", 3), "scale is not finite"),  # of the number 1, bits 24 to 31
     (put("tensors", 2, "rest", -1), "neither true nor false"),
     (put("tensors", 0, "positions", -1), "does not hold"),
     (put("tensors", 255, "positions", 0), "does not hold|too early or too late|beyond"),
@@ -422,7 +421,7 @@ def test_forgery_that_changes_nothing_is_accepted():
     (put("tensors", np.zeros(9, np.uint8), "table"), "table is damaged"),
     (put("tensors", deflated(b"[" * 10 ** 6), "table"), "table is malformed"),
     (put("tensors", deflated(b"1" * 10 ** 6), "table"), "table is malformed"),
-    (put("tensors", deflated(b" " * 10 ** 9), "table"), "truncated, or longer than"),
+    (put("tensors", deflated(b" " * 10 ** 7), "table"), "truncated, or longer than"),
     (put("tensors", deflated(b"{}"), "table"), "table is malformed"),
     (put("tensors", deflated(b"\xff"), "table"), "table is malformed"),
     (put("tensors", np.append(deflated(b"[]"), np.uint8(0)), "table"), "truncated, or longer than"),
