@@ -40,7 +40,8 @@ def main():
     if args.file_format == "PACKED":
         about = {"model": config.model.name, "num_classes": task.classes, "input_shape": task.input_shape,
                  "step": state["step"], "seconds": state["seconds"]}
-        print(json.dumps(export_packed(network, found, task, args.file_name, args.value_type or "float32", about)))
+        print(json.dumps(export_packed(network, found, task, args.file_name, args.value_type or "float32",
+                                       about)))
         return
     images = task.test_images(max(args.batch_size, 64))
     print(json.dumps(export(network, found, images, args.file_format, args.file_name, args.batch_size,

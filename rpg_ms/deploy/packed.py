@@ -9,9 +9,9 @@ from mindspore import ops
 
 from rpg_ms.errors import UserError
 from rpg_ms.training.run_folder import atomic_path
-from rpg_ms.weights.packed import MASK, VALUE_TYPES, pack, read_packed
+from rpg_ms.weights.packed import MASK, pack, read_packed
 
-__all__ = ["VALUE_TYPES", "export_packed", "read_packed", "write_packed"]
+__all__ = ["export_packed", "read_packed", "write_packed"]
 
 
 def export_packed(network, found, task, file_name, value_type, about):
@@ -25,8 +25,8 @@ def export_packed(network, found, task, file_name, value_type, about):
         value_type, about: see `rpg_ms.weights.packed.pack`.
 
     Returns:
-        `{"file", "format", "bytes", "value_type", "density", "nonzero", "prunable"}`; with float16 and int8 also
-        "max_weight_difference" of a weight, the task's figures of what the file holds ("top1") and those of the
+        `{"file", "format", "bytes", "value_type", "density", "nonzero", "prunable"}`; with float16 and int8
+        also "max_weight_difference", the task's figures of what the file holds ("top1") and those of the
         network as it was ("checkpoint_top1").
 
     Raises:
@@ -40,9 +40,9 @@ def export_packed(network, found, task, file_name, value_type, about):
         before = _arrays(network)
         figures = {f"checkpoint_{name}": figure for name, figure in task.evaluate(network).items()}
         _assign(network, arrays)
-        report.update({"max_weight_difference": max(float(np.abs(arrays[layer.weight.name] - before[layer.weight.name])
-                                                       .max()) for layer in found.layers),
-                       **task.evaluate(network), **figures})
+        names = [layer.weight.name for layer in found.layers]
+        difference = max(float(np.abs(arrays[name] - before[name]).max()) for name in names)
+        report.update({"max_weight_difference": difference, **task.evaluate(network), **figures})
         _assign(network, before)
     return report
 
@@ -72,7 +72,7 @@ def write_packed(path, network, value_type="float32", about=None):
 
 
 def _compare(path, before, after, value_type):
-    """Refuse what was read back unless all is the same to the bit, or the pruned weights are as near as they can be."""
+    """Refuse what was read back unless it is the same to the bit, and rounded weights as near as can be."""
     differing = sorted(before.keys() ^ after.keys())
     for name in before.keys() & after.keys():
         one, other = before[name], after[name]
@@ -83,7 +83,7 @@ def _compare(path, before, after, value_type):
             one = np.where(before[name + MASK], one, np.float32(0))  # a zero outside may be a negative one
             if value_type == "float16":
                 one = one.astype(np.float16).astype(np.float32)
-            if value_type == "int8":  # a step is at most 1/63 of a channel's largest weight, an error half a step
+            if value_type == "int8":  # half a step; a step is at most 1/63 of a channel's largest weight
                 limit = np.abs(one).reshape(len(one), -1).max(1) / 126 + 2.0 ** -126
                 error = np.abs(one - other).reshape(len(one), -1).max(1)
                 one = other if (error <= limit).all() else one

@@ -1,5 +1,5 @@
-"""Weights in files: MindSpore checkpoints, PyTorch's files, safetensors and packed networks, all read to arrays by
-name.
+"""Weights in files: MindSpore checkpoints, PyTorch's files, safetensors and packed networks, all read to arrays
+by name.
 """
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def read_weights(path, entry=None, largest=packed.LARGEST):
     """The network in a file, as `{name: array}` in the file's order and under the file's names.
 
     Args:
-        path: a MindSpore checkpoint, a file of `torch.save`, a safetensors file or a packed network, told apart by
-            content.
+        path: a MindSpore checkpoint, a file of `torch.save`, a safetensors file or a packed network, told apart
+            by content.
         entry: which entry of a wrapped PyTorch file to take; None for the first of `ENTRIES` that it has.
         largest: how many weights, at most, a packed network may have once unpacked.
 

@@ -1,19 +1,20 @@
-"""Packed sparse networks: the weights that the masks keep, where they are, and the rest of the network as it is.
+"""Packed sparse networks: the weights that the masks keep, where they are, and the rest of the network as is.
 
-Version 1 of the format is a safetensors file. Its metadata hold under "rpg_ms.packed" a JSON object, `Header`; its
-tensors are, all little-endian and each in the order of the table:
+Version 1 of the format is a safetensors file. Its metadata hold `Header` as JSON under "rpg_ms.packed";
+its tensors are, all little-endian and each in the order of the table:
 
 - `table`, uint8: a JSON list, deflated by zlib, of the network's parameters: `PrunedTensor` or `RestTensor`.
-- `positions`, uint8: the table's `bytes` bytes for each pruned tensor: where its mask is 1 (`encode_positions`).
+- `positions`, uint8: of each pruned tensor `bytes` bytes, which say where its mask is 1 (`encode_positions`).
 - `values`, float32, float16 or int8: the weights there, in row-major order.
-- `exponents`, uint8, with int8 only: one for each index `c` of each pruned tensor's first axis, the output channel;
-  a weight is its value times `2 ** (exponents[c] - 127)`. (This is E8M0, the scale of the OCP Microscaling formats.)
+- `exponents`, uint8, with int8 only: one for each index `c` of each pruned tensor's first axis, the output
+  channel; a weight is its value times `2 ** (exponents[c] - 127)`. (E8M0, the scale of the OCP Microscaling
+  formats: a byte a channel, and exact.)
 - `rest`, uint8: the bytes of all other parameters.
 
-`sha256` in the header is that of the whole file with these 64 digits as zeros, so that no byte can change unnoticed.
+`sha256` in the header is that of the whole file with these 64 digits as zeros: no byte can change unnoticed.
 
-Positions are Golomb-Rice coded (Rice & Plaunt 1971): for randomly placed weights within 2 % of the entropy at densities
-up to 5 %, and at no density more than a bit a position.
+Positions are Golomb-Rice coded (Rice & Plaunt 1971): for randomly placed weights within 2 % of the entropy at
+densities up to 5 %, and at no density more than a bit a position.
 """
 from __future__ import annotations
 
@@ -52,7 +53,7 @@ class _Version(BaseModel):
 class Header(_Strict):
     """What a packed file says of itself.
 
-    `prunable` and `nonzero` count positions of masks; `step` and `seconds` are the training run's, if it came from one.
+    `prunable` and `nonzero` count positions of masks; `step` and `seconds` are the training run's, or null.
     """
 
     version: Literal[1]
@@ -68,7 +69,7 @@ class Header(_Strict):
 
 
 class PrunedTensor(_Strict):
-    """A float32 weight with a mask: the number of the mask's ones, and how and in how many bytes they are coded."""
+    """A float32 weight with a mask: how many ones the mask has, how and in how many bytes they are coded."""
 
     name: str
     shape: List[int] = Field(min_length=1)
@@ -101,9 +102,9 @@ _TABLE = TypeAdapter(List[Union[PrunedTensor, RestTensor]])
 def encode_positions(mask):
     """Where a mask is 1, Golomb-Rice coded.
 
-    The gap before each one is the number of zeros since the one before it. Of every gap come first the `rice` low
-    bits, the lowest first; then of every gap the rest in unary, as many zeros and a one. With `rice` 0 that is the
-    mask itself, up to its last one. Bits fill bytes from the highest.
+    The gap before each one is the number of zeros since the one before it. Of every gap come first the `rice`
+    low bits, the lowest first; then of every gap the rest in unary, as many zeros and a one. With `rice` 0 it
+    is the mask itself, up to its last one. Bits fill bytes from the highest.
 
     Args:
         mask: bool array of any shape, taken in row-major order.
@@ -152,7 +153,7 @@ def decode_positions(code, rice, count, size):
 
 
 def _encode_values(values, channels, channel_count, value_type):
-    """float32 `[count]` as `value_type`, and the exponents of their channels, uint8 `[channel_count]` or none."""
+    """float32 `[count]` as `value_type`, and the channels' exponents, uint8 `[channel_count]` or none."""
     if value_type != "int8":
         with np.errstate(over="ignore"):  # what float16 cannot hold becomes infinite, which is refused
             return values.astype(value_type), np.zeros(0, np.uint8)
@@ -171,7 +172,8 @@ def _decode_values(values, exponents, channels):
     if (values == -128).any():
         raise ValueError("a value of -128, which is not in [-127, 127]")
     with np.errstate(over="ignore"):
-        return np.ldexp(values.astype(np.float64), exponents[channels].astype(np.int32) - BIAS).astype(np.float32)
+        exponents = exponents[channels].astype(np.int32) - BIAS
+        return np.ldexp(values.astype(np.float64), exponents).astype(np.float32)
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -203,14 +205,16 @@ def pack(arrays, value_type, about):
             rest.append(array.astype(array.dtype.newbyteorder("<")).tobytes())
             continue
         mask = arrays[name + MASK]
-        if array.dtype != np.float32 or mask.dtype != np.bool_ or mask.shape != array.shape or array[~mask].any():
+        if (array.dtype != np.float32 or mask.dtype != np.bool_ or mask.shape != array.shape
+                or array[~mask].any()):
             raise ValueError(f"{name} is not a float32 weight that is 0 wherever its mask is")
         rice, code = encode_positions(mask)
         channels = np.flatnonzero(mask) // (array.size // len(array))
         own_values, own_exponents = _encode_values(array[mask], channels, len(array), value_type)
         if not np.isfinite(own_values).all():
             raise ValueError(f"{name} has weights that are too large for {value_type}")
-        table.append({"name": name, "shape": array.shape, "nonzero": len(own_values), "rice": rice, "bytes": len(code)})
+        table.append({"name": name, "shape": array.shape, "nonzero": len(own_values), "rice": rice,
+                      "bytes": len(code)})
         positions.append(code)
         values.append(own_values)
         exponents.append(own_exponents)
@@ -280,7 +284,8 @@ def unpack(content, largest=LARGEST):
     rest, arrays = memoryview(tensors["rest"]["data"]), {}
     for entry in table:
         if isinstance(entry, RestTensor):
-            array = np.frombuffer(rest[:entry.bytes], np.dtype(entry.dtype).newbyteorder("<")).astype(entry.dtype)
+            dtype = np.dtype(entry.dtype)
+            array = np.frombuffer(rest[:entry.bytes], dtype.newbyteorder("<")).astype(dtype)
             if entry.dtype == "bool" and (array.view(np.uint8) > 1).any():
                 raise ValueError(f"{entry.name} is neither true nor false")
             rest = rest[entry.bytes:]
@@ -336,10 +341,11 @@ def _check_sizes(header, table, tensors, largest):
         raise ValueError("its table has a shape that no parameter has")
     size = sum(math.prod(entry.shape) for entry in table)
     if size > largest:
-        raise ValueError(f"{header.model} with {size} weights once unpacked, more than the {largest} that are "
-                         "expected here")
+        raise ValueError(f"{header.model} with {size} weights once unpacked, more than the {largest} that are"
+                         " expected here")
     prunable = sum(math.prod(entry.shape) for entry in pruned)
-    counted = {"positions": sum(entry.bytes for entry in pruned), "values": sum(entry.nonzero for entry in pruned),
+    counted = {"positions": sum(entry.bytes for entry in pruned),
+               "values": sum(entry.nonzero for entry in pruned),
                "rest": sum(entry.bytes for entry in table if isinstance(entry, RestTensor)),
                "exponents": sum(entry.shape[0] for entry in pruned)}
     for name, count in counted.items():

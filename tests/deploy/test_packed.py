@@ -1,4 +1,4 @@
-"""Packed checkpoints: the coder by hand, exact round trips, the size, and files that are not what they should be."""
+"""Packed checkpoints: the coder by hand, exact round trips, the size, files that are damaged or forged."""
 import hashlib
 import json
 import math
@@ -52,14 +52,16 @@ def same(one, other):
         and one[name].tobytes() == other[name].tobytes() for name in one)
 
 
-def small(value_type="float32"):
+def small():
     """A packed network of two pruned tensors, one empty, and three others."""
     mask = np.zeros((2, 3, 4), np.bool_)
     mask.flat[[2, 8, 9, 20]] = True
     weight = np.zeros((2, 3, 4), np.float32)
     weight.flat[[2, 8, 9, 20]] = 1, -0.25, 0, 0.999
-    return {"a": weight, "a_mask": mask, "b": np.zeros((2, 2), np.float32), "b_mask": np.zeros((2, 2), np.bool_),
-            "scale": np.array([1, 2], np.float32), "steps": np.array(7, np.int64), "on": np.array([True, False])}
+    return {"a": weight, "a_mask": mask,
+            "b": np.zeros((2, 2), np.float32), "b_mask": np.zeros((2, 2), np.bool_),
+            "scale": np.array([1, 2], np.float32), "steps": np.array(7, np.int64),
+            "on": np.array([True, False])}
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -68,13 +70,21 @@ def small(value_type="float32"):
 
 
 def test_positions_by_hand():
-    # Gaps 2, 5, 0. One low bit each: 0 1 0. What is left, 1 2 0, in unary: 01 001 1. That is 9 bits; with no low
-    # bits or two of them it would be 10.
+    # Gaps 2, 5, 0. One low bit each: 0 1 0. What is left, 1 2 0, in unary: 01 001 1. That is 9 bits; with no
+    # low bits or two of them it would be 10.
     rice, code = encode_positions(np.array([0, 0, 1, 0, 0, 0, 0, 0, 1, 1, 0], np.bool_))
     assert rice == 1 and code.tolist() == [0b01001001, 0b10000000]
     assert decode_positions(code, 1, 3, 11).tolist() == [2, 8, 9]
     with pytest.raises(ValueError, match="beyond"):
         decode_positions(code, 1, 3, 9)
+    with pytest.raises(ValueError, match="too late"):
+        decode_positions(np.append(code, np.uint8(0)), 1, 3, 11)
+
+
+def test_an_index_beyond_64_bits_is_beyond_the_tensor():
+    code = np.packbits([0] * 60 + [0] * 16 + [1])  # sixteen times 2**60
+    with pytest.raises(ValueError, match="beyond"):
+        decode_positions(code, 60, 1, 2 ** 60)
 
 
 def test_a_dense_mask_is_its_own_code():
@@ -104,8 +114,8 @@ def test_any_code_is_refused_or_increasing_and_in_range(code, rice, count, size)
 def test_int8_by_hand():
     arrays = small()
     header, after = unpack(pack(arrays, "int8", ABOUT))
-    # Channel 0: the largest weight 1 is 64 steps of 2**-6; of the next smaller step it would be 128. Channel 1: 0.999
-    # would be 127.9 steps of 2**-7, rounded more than 127, so the step is 2**-6 as well.
+    # Channel 0: the largest weight 1 is 64 steps of 2**-6; of the next smaller step it would be 128.
+    # Channel 1: 0.999 would be 127.9 steps of 2**-7, rounded more than 127, so the step is 2**-6 as well.
     assert after["a"].flat[[2, 8, 9, 20]].tolist() == [1, -0.25, 0, 1] and header.nonzero == 4
     assert np.array_equal(after["a_mask"], arrays["a_mask"]) and after["scale"].tolist() == [1, 2]
 
@@ -117,7 +127,8 @@ def test_int8_is_off_by_half_a_step_at_most(exponent, seed):
     weight = np.ldexp(rng.uniform(-1, 1, (5, 7)), exponent).astype(np.float32)
     weight[0] = 0
     _, after = unpack(pack({"w": weight, "w_mask": np.ones((5, 7), np.bool_)}, "int8", ABOUT))
-    step = np.exp2(np.maximum(np.ceil(np.log2(np.abs(weight).max(1).astype(np.float64) / 127.5 + 1e-300)), -126))
+    largest = np.abs(weight).max(1).astype(np.float64)
+    step = np.exp2(np.maximum(np.ceil(np.log2(largest / 127.5 + 1e-300)), -126))
     assert (np.abs(after["w"].astype(np.float64) - weight).max(1) <= step / 2 * (1 + 1e-6)).all()
 
 
@@ -126,25 +137,27 @@ def test_int8_is_off_by_half_a_step_at_most(exponent, seed):
 # ----------------------------------------------------------------------------------------------------
 
 SHAPES = st.lists(st.integers(1, 6), min_size=1, max_size=4).map(tuple)
+DTYPES = st.sampled_from(["float64", "float32", "float16", "int64", "uint8", "bool"])
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(SHAPES, st.floats(0, 1)), max_size=4),
-       st.lists(st.tuples(SHAPES, st.sampled_from(["float64", "float32", "float16", "int64", "uint8", "bool"])),
-                max_size=4), st.integers(0, 99))
+       st.lists(st.tuples(SHAPES, DTYPES), max_size=4), st.integers(0, 99))
 def test_round_trip_to_the_bit(pruned, rest, seed):
     rng, arrays = np.random.default_rng(seed), {}
     for i, (shape, density) in enumerate(pruned):
         mask = rng.random(shape) < density
         weight = rng.standard_normal(shape).astype(np.float32)
         weight[rng.random(shape) < 0.2] = rng.choice([0.0, -0.0, 1e-45, 3e38])
-        arrays.update({f"layer{i}.weight": np.where(mask, weight, np.float32(0)), f"layer{i}.weight_mask": mask})
-    arrays.update({f"rest{i}": (rng.standard_normal(shape) * 9).astype(dtype) for i, (shape, dtype) in enumerate(rest)})
+        arrays[f"layer{i}.weight"] = np.where(mask, weight, np.float32(0))
+        arrays[f"layer{i}.weight_mask"] = mask
+    for i, (shape, dtype) in enumerate(rest):
+        arrays[f"rest{i}"] = (rng.random(shape) * 9).astype(dtype)
     content = pack(arrays, "float32", ABOUT)
     header, after = unpack(content)
     assert same(arrays, after) and content == pack(after, "float32", ABOUT)
     assert header.nonzero == sum(int(a.sum()) for name, a in arrays.items() if name.endswith("_mask"))
-    assert (header.model, header.input_shape, header.step, header.seconds) == ("cifar_resnet8", [1, 28, 28], 48, 1.25)
+    assert header.model_dump().items() >= {**ABOUT, "input_shape": [1, 28, 28]}.items()
 
 
 @pytest.mark.parametrize("spread", ["even", "uneven", "one layer"])
@@ -205,7 +218,7 @@ def test_a_packed_file_is_a_checkpoint(file):
 def test_a_packed_file_is_a_start(file):
     """With another classifier, as model.pretrained: masks and all."""
     network, found = build(classes=100, seed=1)
-    with pytest.raises(UserError, match=r"linear.weight \(\(10, 64\) in the file, \(100, 64\) in the network"):
+    with pytest.raises(UserError, match=r"linear.weight \(\(10, 64\) in the file, \(100, 64\) in the net"):
         load_weights(file, network, found)
     load_weights(file, network, found, allow=["linear.*"])
     before, after = values(build()[0]), values(network)
@@ -271,19 +284,21 @@ def test_what_was_written_wrong_is_not_kept(tmp_path, monkeypatch, value_type):
 
 def test_front_doors(tmp_path):
     (tmp_path / "tiny.yaml").write_text(TINY)
-    summary = last_json(door("train.py", "--config", "tiny.yaml", "--output_dir", "out", "--set", "train.epochs=1",
-                             "pruning.update_every=1", cwd=tmp_path))
-    report = last_json(door("export.py", "--config", "tiny.yaml", "--checkpoint_path", "out/last.ckpt", "--file_format",
-                            "PACKED", "--file_name", "net", cwd=tmp_path))
+    summary = last_json(door("train.py", "--config", "tiny.yaml", "--output_dir", "out", "--set",
+                             "train.epochs=1", "pruning.update_every=1", cwd=tmp_path))
+    report = last_json(door("export.py", "--config", "tiny.yaml", "--checkpoint_path", "out/last.ckpt",
+                            "--file_format", "PACKED", "--file_name", "net", cwd=tmp_path))
     assert report["nonzero"] == summary["nonzero"] and report["density"] == summary["density"]
-    assert report["bytes"] == (tmp_path / "net.packed").stat().st_size < 0.2 * (tmp_path / "out/last.ckpt").stat().st_size
-    assert last_json(door("eval.py", "--config", "tiny.yaml", "--checkpoint_path", "net.packed", cwd=tmp_path)) == summary
+    size = (tmp_path / "out/last.ckpt").stat().st_size
+    assert report["bytes"] == (tmp_path / "net.packed").stat().st_size < 0.2 * size
+    assert summary == last_json(door("eval.py", "--config", "tiny.yaml", "--checkpoint_path", "net.packed",
+                                     cwd=tmp_path))
     values = ms.load_checkpoint(str(tmp_path / "out/last.ckpt"))
     after = read_weights(tmp_path / "net.packed")
     assert same({name: value.asnumpy() for name, value in values.items()
                  if isinstance(value, ms.Tensor) and ":" not in name}, after)
-    report = last_json(door("export.py", "--config", "tiny.yaml", "--checkpoint_path", "net.packed", "--file_format",
-                            "MINDIR", "--file_name", "net", cwd=tmp_path))
+    report = last_json(door("export.py", "--config", "tiny.yaml", "--checkpoint_path", "net.packed",
+                            "--file_format", "MINDIR", "--file_name", "net", cwd=tmp_path))
     assert report["density"] == summary["density"] and report["max_abs_difference"] <= 1e-5
 
 
@@ -292,8 +307,8 @@ def test_front_doors(tmp_path):
     (["--file_format", "PACKED", "--batch_size", "2"], ["--batch_size", "PACKED"]),
     (["--file_format", "PACKED", "--value_type", "int4"], ["--value_type", "int4", "int8"])])
 def test_mistakes(tmp_path, arguments, words):
-    refused(door("export.py", "--config", "x.yaml", "--checkpoint_path", "x.ckpt", "--file_name", "x", *arguments,
-                 cwd=tmp_path), *words)
+    refused(door("export.py", "--config", "x.yaml", "--checkpoint_path", "x.ckpt", "--file_name", "x",
+                 *arguments, cwd=tmp_path), *words)
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -336,12 +351,13 @@ def test_damaged_files_are_refused_and_change_nothing(file, tmp_path):
         path.write_bytes(changed)
         with pytest.raises(UserError) as caught:
             load_network(path, network, found)
-        assert "bad.packed" in str(caught.value) and "\n" not in str(caught.value) and len(str(caught.value)) < 600
+        text = str(caught.value)
+        assert "bad.packed" in text and "\n" not in text and len(text) < 600
     assert same(before, values(network))
 
 
 def forged(value_type="float32", header=None, table=None, tensors=None):
-    """A packed file changed by somebody who knows the format: each argument is a function that changes its part."""
+    """A packed file changed by somebody who knows the format: each argument is a function that changes part."""
     content = pack(small(), value_type, ABOUT)
     length = int.from_bytes(content[:8], "little")
     said = json.loads(json.loads(content[8:8 + length])["__metadata__"][FORMAT])
@@ -373,7 +389,8 @@ def deflated(content):
 
 
 def test_forgery_that_changes_nothing_is_accepted():
-    assert same(unpack(forged())[1], small()) and same(unpack(forged("int8"))[1], unpack(pack(small(), "int8", ABOUT))[1])
+    assert same(unpack(forged())[1], small())
+    assert same(unpack(forged("int8"))[1], unpack(pack(small(), "int8", ABOUT))[1])
 
 
 @pytest.mark.parametrize("change, words", [
@@ -427,7 +444,7 @@ def test_forgery_that_changes_nothing_is_accepted():
     (put("tensors", np.append(deflated(b"[]"), np.uint8(0)), "table"), "truncated, or longer than"),
     ({"value_type": "int8", **put("tensors", -128, "values", 0)}, "-128"),
     ({"value_type": "int8", **put("tensors", 255, "exponents", 0)}, "a is not finite"),
-    ({"value_type": "int8", **put("tensors", np.zeros(3, np.uint8), "exponents")}, "its exponents are 3, not the 4"),
+    ({"value_type": "int8", **put("tensors", np.zeros(3, np.uint8), "exponents")}, "exponents are 3, not"),
     ({"value_type": "int8", "tensors": lambda parts: parts.pop("exponents")}, "does not hold"),
 ])
 def test_forged_files(change, words):
