@@ -357,7 +357,7 @@ def test_damaged_files_are_refused_and_change_nothing(file, tmp_path):
 
 
 def forged(value_type="float32", header=None, table=None, tensors=None):
-    """A packed file changed by somebody who knows the format: each argument is a function that changes part."""
+    """A packed file changed by somebody who knows the format: each argument changes a part."""
     content = pack(small(), value_type, ABOUT)
     length = int.from_bytes(content[:8], "little")
     said = json.loads(json.loads(content[8:8 + length])["__metadata__"][FORMAT])
