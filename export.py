@@ -12,24 +12,37 @@ def main():
     parser.add_argument("--checkpoint_path", required=True,
                         help="checkpoint of a training run, or a file of weights")
     parser.add_argument("--ema", action="store_true", help="take the moving average of the weights (train.ema_decay)")
-    parser.add_argument("--file_format", choices=("MINDIR", "ONNX", "AIR"), default="MINDIR")
+    parser.add_argument("--file_format", choices=("MINDIR", "ONNX", "AIR", "PACKED"), default="MINDIR")
     parser.add_argument("--file_name", required=True, help="file to write; the extension may be left out")
     parser.add_argument("--batch_size", type=int, default=1, help="batch of the exported network (default 1)")
     parser.add_argument("--dynamic_batch", action="store_true", help="export for any batch size (MINDIR)")
+    parser.add_argument("--value_type", choices=("float32", "float16", "int8"),
+                        help="how PACKED keeps the pruned layers' weights (default float32, exact)")
     args = parser.parse_args()
     if args.batch_size < 1:
         parser.error(f"--batch_size: {args.batch_size} is not at least 1")
+    if args.value_type and args.file_format != "PACKED":
+        parser.error(f"--value_type: for PACKED only, not for {args.file_format}")
+    if args.file_format == "PACKED" and (args.dynamic_batch or args.batch_size != 1):
+        parser.error("--batch_size, --dynamic_batch: not for PACKED, which has no batch")
     config = load_config(args.config, args.set, seed=args.seed, device_target=args.device_target,
                          output_dir=args.output_dir)
 
     from rpg_ms.deploy.export import export
+    from rpg_ms.deploy.packed import export_packed
     from rpg_ms.tasks import Classification
     from rpg_ms.training import build, checkpoint, device, distributed
 
     device.set_up(config)
     task = Classification(config, distributed.ALONE)
     network, found = build.build_network(config, task, mixed_precision=False)
-    checkpoint.load_network(args.checkpoint_path, network, found, args.ema)
+    state = checkpoint.load_network(args.checkpoint_path, network, found, args.ema)
+    if args.file_format == "PACKED":
+        about = {"model": config.model.name, "num_classes": task.classes, "input_shape": task.input_shape,
+                 "step": state["step"], "seconds": state["seconds"]}
+        print(json.dumps(export_packed(network, found, task, args.file_name, args.value_type or "float32",
+                                       about)))
+        return
     images = task.test_images(max(args.batch_size, 64))
     print(json.dumps(export(network, found, images, args.file_format, args.file_name, args.batch_size,
                             args.dynamic_batch)))

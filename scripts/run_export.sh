@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Export a checkpoint for deployment.
 #   bash scripts/run_export.sh CONFIG CHECKPOINT [FORMAT] [OUT] [export.py arguments ...]
-# FORMAT is MINDIR (default), ONNX or AIR; OUT the file's name, by default the checkpoint's.
+# FORMAT is MINDIR (default), ONNX, AIR or PACKED; OUT the file's name, by default the checkpoint's.
 # Uses the project's .venv if there is one, otherwise $PYTHON or python3.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-usage="usage: run_export.sh CONFIG CHECKPOINT [FORMAT: MINDIR|ONNX|AIR] [OUT] [export.py arguments ...]"
+usage="usage: run_export.sh CONFIG CHECKPOINT [FORMAT: MINDIR|ONNX|AIR|PACKED] [OUT] [export.py arguments ...]"
 
 [[ $# -ge 2 && $1 != -* && $2 != -* && ${4:-} != -* ]] || fail 2 "$usage"
 config=$(find_config "$1")
@@ -13,6 +13,6 @@ checkpoint=$2
 format=${3:-MINDIR}
 out=${4:-${checkpoint%.ckpt}}
 shift $(($# < 4 ? $# : 4))
-case $format in MINDIR | ONNX | AIR) ;; *) fail 2 "$usage" ;; esac
+case $format in MINDIR | ONNX | AIR | PACKED) ;; *) fail 2 "$usage" ;; esac
 exec "$(project_python)" "$PROJECT/export.py" --config "$config" --checkpoint_path "$checkpoint" \
     --file_format "$format" --file_name "$out" "$@"

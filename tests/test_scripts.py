@@ -195,6 +195,8 @@ def test_absent_configuration(project, script):
      "export --config {config} --checkpoint_path r/x.ckpt --file_format MINDIR --file_name r/x"),
     ("run_export.sh", ["config/quickstart.yaml", "x.ckpt", "ONNX", "y", "--seed", "1"],
      "export --config {config} --checkpoint_path x.ckpt --file_format ONNX --file_name y --seed 1"),
+    ("run_export.sh", ["config/quickstart.yaml", "r/x.ckpt", "PACKED"],
+     "export --config {config} --checkpoint_path r/x.ckpt --file_format PACKED --file_name r/x"),
 ])
 def test_arguments_reach_the_front_door(project, script, arguments, expected):
     result = run("bash", project / "scripts" / script, *arguments, PYTHON=sys.executable)

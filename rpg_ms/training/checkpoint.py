@@ -19,7 +19,7 @@ from mindspore import ops
 
 from rpg_ms.errors import UserError, one_line
 from rpg_ms.training.run_folder import atomic_path
-from rpg_ms.weights import load_weights
+from rpg_ms.weights import load_weights, packed
 from rpg_ms.weights.files import has_checksum
 
 STATE = "rpg_state"
@@ -127,7 +127,7 @@ def load_network(path, network, found, average=False):
     """Read a file's network parameters into `network` and return the checkpoint's state.
 
     Besides checkpoints of training runs this takes any file of weights (`rpg_ms.weights.load_weights`), whose state
-    has neither step nor time.
+    has neither step nor time, unless it is a packed checkpoint.
 
     Args:
         path: file to read.
@@ -143,7 +143,7 @@ def load_network(path, network, found, average=False):
         if average:
             raise UserError(f"{path}: not a checkpoint of a training run, so it holds no average of the weights")
         load_weights(path, network, found)
-        return {"step": None, "seconds": None}
+        return _packed_state(path, found) if packed.is_packed(path) else {"step": None, "seconds": None}
     state = _load_network(path, values, network)
     if average:
         averages = {name[len(AVERAGE):]: value for name, value in values.items() if name.startswith(AVERAGE)}
@@ -191,6 +191,14 @@ def _load_network(path, values, network):
     for parameter in network.get_parameters():
         ops.assign(parameter, values[parameter.name])
     return state
+
+
+def _packed_state(path, found):
+    header = packed.read_header(path)
+    if (header.nonzero, header.prunable) != (found.nonzero, found.prunable):
+        raise UserError(f"{path}: {header.nonzero} of {header.prunable} prunable weights are kept, not "
+                        f"{found.nonzero} of {found.prunable}: packed with another pruning.exclude")
+    return {"step": header.step, "seconds": header.seconds}
 
 
 def _load_training(values, state, step_cell):

@@ -33,6 +33,7 @@ OWN_NAMES = (
     ((nn.PReLU,), {"w": "weight"}),
 )
 PRUNED_ELSEWHERE = 0.01  # share of zeros beyond which a file holds a pruned network
+LARGER = 4  # times the network, and 2^24 weights: what a packed file may unpack to, with a wider classifier say
 MASK = "weight_mask"
 PREFIXES = ("module.", "_orig_mod.", "model.")  # of DataParallel, torch.compile, Lightning
 
@@ -137,8 +138,8 @@ def load_weights(path, network, found, allow=(), entry=None, allow_with=None):
     Raises:
         UserError: the file cannot be read, or does not fit.
     """
-    tensors = read_weights(path, entry)
     parameters = {parameter.name: parameter for parameter in network.get_parameters()}
+    tensors = read_weights(path, entry, LARGER * sum(parameter.size for parameter in parameters.values()) + 2 ** 24)
     pytorch = pytorch_names(network)
     namings = ({name: name for name in parameters}, {name: own for own, name in pytorch.items()},
                getattr(network, "former_names", {}))

@@ -1,7 +1,10 @@
-"""Weights in files: MindSpore checkpoints, PyTorch's files and safetensors, all read to arrays by name."""
+"""Weights in files: MindSpore checkpoints, PyTorch's files, safetensors and packed networks, all read to arrays
+by name.
+"""
 from __future__ import annotations
 
 import binascii
+from functools import partial
 from pathlib import Path
 
 import mindspore as ms
@@ -9,6 +12,7 @@ import numpy as np
 import safetensors
 
 from rpg_ms.errors import UserError, one_line
+from rpg_ms.weights import packed
 from rpg_ms.weights.pytorch_file import is_pytorch, read_pytorch, to_array
 
 # Where a training checkpoint keeps its network. Averaged weights come first: they are what is evaluated.
@@ -20,12 +24,14 @@ SAFETENSORS_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "bfloat1
                       "I32": "<i4", "I16": "<i2", "I8": "<i1", "U8": "<u1", "BOOL": "<b1"}
 
 
-def read_weights(path, entry=None):
+def read_weights(path, entry=None, largest=packed.LARGEST):
     """The network in a file, as `{name: array}` in the file's order and under the file's names.
 
     Args:
-        path: a MindSpore checkpoint, a file of `torch.save` or a safetensors file, told apart by content.
+        path: a MindSpore checkpoint, a file of `torch.save`, a safetensors file or a packed network, told apart
+            by content.
         entry: which entry of a wrapped PyTorch file to take; None for the first of `ENTRIES` that it has.
+        largest: how many weights, at most, a packed network may have once unpacked.
 
     Counters of batches are left out, and what in a checkpoint of this package is not the network's.
 
@@ -41,7 +47,7 @@ def read_weights(path, entry=None):
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     if head[5:] == b"\0\0\0{":  # the length of a JSON header
-        read = _read_safetensors
+        read = partial(_read_safetensors, largest=largest)
     elif is_pytorch(head):
         return _read_state_dict(path, entry)
     else:
@@ -70,7 +76,9 @@ def _read_state_dict(path, entry):
     return weights
 
 
-def _read_safetensors(path):
+def _read_safetensors(path, largest):
+    if packed.is_packed(path):
+        return packed.read_packed(path, largest)[1]
     try:
         return {name: to_array(tensor["data"], SAFETENSORS_DTYPES[tensor["dtype"]]).reshape(tensor["shape"])
                 for name, tensor in safetensors.deserialize(path.read_bytes())
