@@ -15,7 +15,11 @@ def main():
     parser.add_argument("--file_format", choices=("MINDIR", "ONNX", "AIR"), default="MINDIR")
     parser.add_argument("--file_name", required=True, help="file to write; the extension may be left out")
     parser.add_argument("--batch_size", type=int, default=1, help="batch of the exported network (default 1)")
-    parser.add_argument("--dynamic_batch", action="store_true", help="export for any batch size (MINDIR)")
+    parser.add_argument("--dynamic_batch", action="store_true", help="export for any batch size (MINDIR, ONNX)")
+    parser.add_argument("--normalize_input", action="store_true",
+                        help="the exported network takes pixels, 0 to 255, float32, and normalises them itself")
+    parser.add_argument("--softmax", action="store_true",
+                        help="the exported network returns probabilities in the place of logits")
     args = parser.parse_args()
     if args.batch_size < 1:
         parser.error(f"--batch_size: {args.batch_size} is not at least 1")
@@ -30,9 +34,8 @@ def main():
     task = Classification(config, distributed.ALONE)
     network, found = build.build_network(config, task, mixed_precision=False)
     checkpoint.load_network(args.checkpoint_path, network, found, args.ema)
-    images = task.test_images(max(args.batch_size, 64))
-    print(json.dumps(export(network, found, images, args.file_format, args.file_name, args.batch_size,
-                            args.dynamic_batch)))
+    print(json.dumps(export(network, found, task, args.file_format, args.file_name, args.batch_size,
+                            args.dynamic_batch, args.normalize_input, args.softmax)))
 
 
 if __name__ == "__main__":
