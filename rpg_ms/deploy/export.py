@@ -20,14 +20,14 @@ from rpg_ms.training.run_folder import atomic_path
 
 FORMATS = ("MINDIR", "ONNX", "AIR")
 IMAGES = 64  # real test images that a file is verified on, at least
-MINDIR_TOLERANCE = 1e-5  # of the outputs
-# Of the largest output: another runtime sums in another order. Measured over mindcv's families: 1e-6, the largest 7e-6.
+MINDIR_TOLERANCE = 1e-5  # of an output
+# Of the largest output, as another runtime sums in another order: over mindcv's families 1e-6, at most 7e-6.
 ONNX_TOLERANCE = 5e-5
-ONNX_LIMIT = 2 ** 31  # bytes of one protobuf file
+ONNX_LIMIT = 2 ** 31  # bytes of a protobuf file
 
 
-def export(network, found, task, file_format, file_name, batch_size=1, dynamic_batch=False, normalize_input=False,
-           softmax=False):
+def export(network, found, task, file_format, file_name, batch_size=1, dynamic_batch=False,
+           normalize_input=False, softmax=False):
     """Write a network to a file, load it back and compare; only a file that agrees gets its name.
 
     Beside FILE comes FILE.json with what a program needs to know to use it.
@@ -36,7 +36,8 @@ def export(network, found, task, file_format, file_name, batch_size=1, dynamic_b
         network: the masked network with its weights.
         found: its `Sparsified`.
         task: `rpg_ms.tasks.Classification`, whose test images the file is verified and measured on.
-        file_format: "MINDIR", "ONNX" (needs the onnx and onnxruntime packages) or "AIR" (on Ascend, unverified).
+        file_format: "MINDIR", "ONNX" (needs the packages onnx and onnxruntime) or "AIR" (on Ascend; it is not
+            verified).
         file_name: where to; the format's extension is appended if it is missing.
         batch_size: batch of the exported network.
         dynamic_batch: export for any batch size (MINDIR, ONNX).
@@ -44,15 +45,17 @@ def export(network, found, task, file_format, file_name, batch_size=1, dynamic_b
         softmax: the file returns probabilities in the place of logits.
 
     Returns:
-        What FILE.json holds but the classes' names, and `max_abs_difference`, the largest difference between the outputs of the file and of
-        the network (None for AIR); `parameters` (trained ones) and `multiply_adds` of one image, as a dense runtime
-        holds and executes them, and `nonzero_parameters` and `nonzero_multiply_adds`, what of them the masks keep.
+        What FILE.json holds but the classes' names, and
+        `max_abs_difference`: largest difference between the file's outputs and the network's; None for AIR.
+        `parameters`, `multiply_adds`: trained parameters, and multiply-adds of one image in the prunable layers,
+        as a dense runtime holds and executes them.
+        `nonzero_parameters`, `nonzero_multiply_adds`: what of them the masks keep.
 
     Raises:
-        UserError: the format is not to be had here or cannot hold the network, the file cannot be written, or what was
-            written does not agree.
+        UserError: the format is not to be had here or cannot hold the network, the file cannot be written, or
+            what was written does not agree.
     """
-    _refuse_what_cannot_be(file_format, dynamic_batch, network)
+    _refuse(file_format, dynamic_batch, network)
     extension = f".{file_format.lower()}"
     path = Path(file_name if str(file_name).endswith(extension) else f"{file_name}{extension}")
     sidecar = path.with_name(f"{path.name}.json")
@@ -61,27 +64,34 @@ def export(network, found, task, file_format, file_name, batch_size=1, dynamic_b
     images = task.test_images(-(-IMAGES // batch_size) * batch_size)
     inputs = task.test_images(len(images), raw=True) if normalize_input else images
     flops = layer_flops(network, found, task.input_shape)
-    # A new cell has a new compiled graph: the ONNX exporter changes the one it reads, and fails on it a second time.
-    deployed = Deployed(network, (dataset.mean, dataset.std) if normalize_input else None, softmax).set_train(False)
+    # A new cell compiles anew: the ONNX exporter changes the graph it reads, and fails on it a second time.
+    deployed = Deployed(network, (dataset.mean, dataset.std) if normalize_input else None, softmax)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(path) as written:
-            WRITERS[file_format](deployed, ms.Tensor(inputs[:batch_size]), dynamic_batch, str(written), model)
+            deployed.set_train(False)
+            _write(deployed, inputs[:batch_size], file_format, dynamic_batch, str(written), model)
             difference = None
             if file_format != "AIR":
-                ran = [layer for layer, (dense, _) in zip(found.layers, flops) if dense]
-                difference = _verify(written, path, file_format, network, ran, images, inputs, batch_size,
-                                     dynamic_batch, softmax, model)
+                run, weights = _load_onnx(written) if file_format == "ONNX" else _load_mindir(written)
+                batches = [slice(i, i + batch_size) for i in range(0, len(images), batch_size)]
+                if dynamic_batch:
+                    batches.append(slice(batch_size - 1 or 2))  # of another size
+                cases = [(inputs[i], network(ms.Tensor(images[i])).asnumpy()) for i in batches]
+                difference = _compare_outputs(run, cases, path, file_format, softmax)
+                # MindSpore leaves out the weights that inference does not use.
+                used = [layer for layer, (dense, _) in zip(found.layers, flops) if dense]
+                _compare_weights(weights, used, path)
             described = {
                 "file": str(path), "format": file_format, "bytes": written.stat().st_size,
                 "sha256": hashlib.sha256(written.read_bytes()).hexdigest(), "model": model,
-                "input_shape": [None if dynamic_batch else batch_size, *task.input_shape], "input_layout": "NCHW",
-                "input_dtype": "float32",
+                "input_shape": [None if dynamic_batch else batch_size, *task.input_shape],
+                "input_layout": "NCHW", "input_dtype": "float32",
                 "input_values": "pixels, 0 to 255" if normalize_input else "(pixels / 255 - mean) / std",
                 "normalize_input": normalize_input, "mean": list(dataset.mean), "std": list(dataset.std),
-                "softmax": softmax, "classes": task.classes, "density": found.density, "nonzero": found.nonzero,
-                "prunable": found.prunable, **task.evaluate(network), "rpg_ms": rpg_ms.__version__,
-                "mindspore": ms.__version__,
+                "softmax": softmax, "classes": task.classes, "density": found.density,
+                "nonzero": found.nonzero, "prunable": found.prunable, **task.evaluate(network),
+                "rpg_ms": rpg_ms.__version__, "mindspore": ms.__version__,
             }
             sidecar.unlink(missing_ok=True)  # never one beside a file that it does not describe
         with atomic_path(sidecar) as written:
@@ -110,7 +120,8 @@ class Deployed(nn.Cell):
         self.network = network
         self.normalize_input = normalisation is not None
         if self.normalize_input:
-            self.mean, self.std = (ms.Tensor(np.float32(values).reshape(1, -1, 1, 1)) for values in normalisation)
+            mean, std = (np.float32(values).reshape(1, -1, 1, 1) for values in normalisation)
+            self.mean, self.std = ms.Tensor(mean), ms.Tensor(std)
         self.softmax = softmax
 
     def construct(self, images):
@@ -120,9 +131,11 @@ class Deployed(nn.Cell):
         return ops.softmax(outputs, 1) if self.softmax else outputs
 
 
-def _refuse_what_cannot_be(file_format, dynamic_batch, network):
-    if file_format == "AIR" and ms.get_context("device_target") != "Ascend":
-        raise UserError(f"--file_format: AIR is written on Ascend only, not on {ms.get_context('device_target')}")
+def _refuse(file_format, dynamic_batch, network):
+    """Raise a UserError for what cannot be exported here."""
+    target = ms.get_context("device_target")
+    if file_format == "AIR" and target != "Ascend":
+        raise UserError(f"--file_format: AIR is written on Ascend only, not on {target}")
     if file_format == "AIR" and dynamic_batch:
         raise UserError("--dynamic_batch: for MINDIR and ONNX only, not for AIR")
     if file_format == "ONNX":
@@ -132,8 +145,8 @@ def _refuse_what_cannot_be(file_format, dynamic_batch, network):
                             "pip install -e '.[onnx]' in the project's folder installs what it takes")
         size = sum(parameter.nbytes for parameter in network.trainable_params())
         if size > ONNX_LIMIT:
-            raise UserError(f"--file_format: ONNX holds at most 2 GiB in one file; the network's weights take "
-                            f"{size / 2 ** 30:.1f}")
+            raise UserError("--file_format: ONNX holds at most 2 GiB in one file; the network's weights take "
+                            f"{size / 2 ** 30:.1f} GiB")
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -141,24 +154,23 @@ def _refuse_what_cannot_be(file_format, dynamic_batch, network):
 # ----------------------------------------------------------------------------------------------------
 
 
-def _write_mindir(deployed, example, dynamic_batch, path, model, file_format="MINDIR"):
-    if dynamic_batch:
-        example = ms.Tensor(shape=[None, *example.shape[1:]], dtype=example.dtype)
-    ms.export(deployed, example, file_name=path, file_format=file_format)
+def _write(deployed, example, file_format, dynamic_batch, path, model):
+    if file_format == "ONNX":
+        _write_onnx(deployed, example, dynamic_batch, path, model)
+        return
+    symbolic = ms.Tensor(shape=[None, *example.shape[1:]], dtype=ms.float32)
+    ms.export(deployed, symbolic if dynamic_batch else ms.Tensor(example), file_name=path, file_format=file_format)
     os.chmod(path, 0o644)  # MindSpore makes it read-only, and it is to be flushed to disk
-
-
-def _write_air(deployed, example, dynamic_batch, path, model):
-    _write_mindir(deployed, example, dynamic_batch, path, model, "AIR")
 
 
 def _write_onnx(deployed, example, dynamic_batch, path, model):
     import onnx
 
+    axes = {"images": {0: "batch"}} if dynamic_batch else None
     try:
         with exportable(deployed.network):
-            ms.onnx.export(deployed, example, file_name=path, input_names=["images"], output_names=["outputs"],
-                           dynamic_axes={"images": {0: "batch"}} if dynamic_batch else None)
+            ms.onnx.export(deployed, ms.Tensor(example), file_name=path, input_names=["images"],
+                           output_names=["outputs"], dynamic_axes=axes)
     except RuntimeError as error:
         operator = re.search(r"(\w+) operator ", str(error))
         if operator is None:
@@ -167,13 +179,10 @@ def _write_onnx(deployed, example, dynamic_batch, path, model):
                         f"export its operator {operator[1]}; MINDIR takes it") from None
     written = onnx.load(path)
     restore_operators(written)
-    if dynamic_batch:  # MindSpore makes the input's batch dynamic, and leaves the output's as it was
+    if dynamic_batch:  # MindSpore names the input's axis only
         written.graph.output[0].type.tensor_type.shape.dim[0].dim_param = "batch"
     onnx.checker.check_model(written)
     onnx.save(written, path)
-
-
-WRITERS = {"MINDIR": _write_mindir, "ONNX": _write_onnx, "AIR": _write_air}
 
 
 def _reason(error):
@@ -194,48 +203,53 @@ def _load_mindir(path):
 
 
 def _load_onnx(path):
+    """What `_load_mindir` returns."""
     import onnx
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # what goes wrong is raised as well
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    weights = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in onnx.load(str(path)).graph.initializer}
+    initializers = onnx.load(str(path)).graph.initializer
+    weights = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in initializers}
     return lambda images: session.run(None, {"images": images})[0], weights
 
 
-LOADERS = {"MINDIR": _load_mindir, "ONNX": _load_onnx}
+def _compare_outputs(run, cases, path, file_format, softmax):
+    """The largest difference between the file's outputs and the network's, once small enough.
 
-
-def _verify(written, path, file_format, network, layers, images, inputs, batch_size, dynamic_batch, softmax, model):
-    """The largest difference of the outputs, once the file is found to compute and to hold what the network does.
-
-    `layers` are those that inference runs; MindSpore leaves the weights of others out.
+    Args:
+        run: what the file computes, from array to array.
+        cases: batches of inputs, and the network's logits for them; of several sizes if the file takes any.
     """
-    run, weights = LOADERS[file_format](written)
-    slices = [slice(start, start + batch_size) for start in range(0, len(images), batch_size)]
-    if dynamic_batch:
-        slices.append(slice(0, batch_size - 1 or 2))  # another batch size
     difference = largest = 0.0
     other_classes = 0
-    for part in slices:
-        logits = network(ms.Tensor(images[part])).asnumpy()
+    for inputs, logits in cases:
         expected = _softmax(logits) if softmax else logits
         try:
-            outputs = run(inputs[part])
+            outputs = run(inputs)
         except Exception as error:  # onnxruntime has a class of its own for every status
-            if len(images[part]) == batch_size:
+            if len(inputs) == len(cases[0][0]):
                 raise UserError(f"{path}: does not run: {_reason(error)}") from None
-            raise UserError(f"--dynamic_batch: {model} computes with its batch size, so that as {file_format} it runs "
-                            "with no other; choose one with --batch_size") from None
+            raise UserError(f"--dynamic_batch: the network computes with its batch size, so as {file_format} "
+                            "it runs with no other; choose one with --batch_size") from None
+        if outputs.shape != expected.shape:
+            raise UserError(f"{path}: returns {outputs.shape} where the network returns {expected.shape}")
         difference = max(difference, float(np.abs(outputs - expected).max()))
         largest = max(largest, float(np.abs(expected).max()))
         other_classes += int(np.count_nonzero(outputs.argmax(1) != logits.argmax(1)))
     tolerance = ONNX_TOLERANCE * largest if file_format == "ONNX" else MINDIR_TOLERANCE
     if not difference <= tolerance:
-        raise UserError(f"{path}: its outputs differ from the network's by {difference:.3g}, more than {tolerance:.3g}")
+        raise UserError(f"{path}: its outputs differ from the network's by {difference:.3g}, more than "
+                        f"{tolerance:.3g}")
     if other_classes:
-        raise UserError(f"{path}: its top-1 class is not the network's for {other_classes} of {len(images)} images")
+        raise UserError(f"{path}: its top-1 class is not the network's for {other_classes} of "
+                        f"{sum(len(inputs) for inputs, _ in cases)} images")
+    return difference
+
+
+def _compare_weights(weights, layers, path):
+    """Raise a UserError unless the file has the layers' weights to the bit, zeros where their masks are."""
     for layer in layers:
         if layer.weight.name not in weights:
             raise UserError(f"{path}: does not hold {layer.weight.name}")
@@ -244,7 +258,6 @@ def _verify(written, path, file_format, network, layers, images, inputs, batch_s
             raise UserError(f"{path}: {layer.weight.name} is not the checkpoint's")
         if weight[~layer.mask.asnumpy()].any():
             raise UserError(f"{path}: {layer.weight.name} is not zero where its mask is")
-    return difference
 
 
 def _softmax(logits):

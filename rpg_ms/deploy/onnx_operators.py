@@ -1,8 +1,8 @@
 """What MindSpore's ONNX exporter lacks, said in operators that it has.
 
-The exporter (2.7 to 2.10) writes an operator for an operator of the compiled graph, and knows few: no in-place
-addition, no unstacking, no error function, no hard swish. Here a network is made to compile without them, and is left
-as it was. Nothing of this touches training: there, MindSpore's own operators are faster.
+The exporter (2.7 to 2.10) writes an operator for an operator of the compiled graph, and knows few: no
+in-place addition, no unstacking, no error function, no hard swish. Here a network is made to compile without
+them, and is left as it was: training keeps MindSpore's own operators, which are faster.
 """
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from mindcv.models import vit
 from mindspore import nn, ops
 from mindspore.ops.composite.multitype_ops import add_impl
 
-# MindSpore has the error function and its exporter has not; ONNX has it. So the exporter is given another function
-# of one argument that occurs in no network, and its node is given its name afterwards.
+# MindSpore and ONNX have the error function, only the exporter has not. So it is given another function of
+# one argument, one that networks do not use, and that node's name is put right afterwards.
 ERF_STAND_IN, ERF_EXPORTED_AS = ops.ACos, "Acos"
 
 
 @contextmanager
 def exportable(network):
-    """While the block runs, `network` compiles to operators that the ONNX exporter knows, as far as known here.
+    """While the block runs, `network` compiles to operators that the ONNX exporter has, as far as known here.
 
     What is exported has to go through `restore_operators`.
     """
@@ -30,7 +30,7 @@ def exportable(network):
     try:
         for cell, cell_class in classes:
             cell.__class__ = _substitute(cell)
-        # Graph mode makes `out += identity` an in-place addition; in a graph of values the plain one is the same.
+        # Graph mode compiles `out += identity` to an in-place addition.
         add_impl.augassign_add.register_fn(tensors, _add)
         yield
     finally:
