@@ -47,8 +47,8 @@ def export(network, found, task, file_format, file_name, batch_size=1, dynamic_b
     Returns:
         What FILE.json holds but the classes' names, and
         `max_abs_difference`: largest difference between the file's outputs and the network's; None for AIR.
-        `parameters`, `multiply_adds`: trained parameters, and multiply-adds of one image in the prunable layers,
-        as a dense runtime holds and executes them.
+        `parameters`, `multiply_adds`: trained parameters, and multiply-adds of one image in the prunable
+        layers, as a dense runtime holds and executes them.
         `nonzero_parameters`, `nonzero_multiply_adds`: what of them the masks keep.
 
     Raises:
@@ -158,8 +158,10 @@ def _write(deployed, example, file_format, dynamic_batch, path, model):
     if file_format == "ONNX":
         _write_onnx(deployed, example, dynamic_batch, path, model)
         return
-    symbolic = ms.Tensor(shape=[None, *example.shape[1:]], dtype=ms.float32)
-    ms.export(deployed, symbolic if dynamic_batch else ms.Tensor(example), file_name=path, file_format=file_format)
+    example = ms.Tensor(example)
+    if dynamic_batch:
+        example = ms.Tensor(shape=[None, *example.shape[1:]], dtype=example.dtype)
+    ms.export(deployed, example, file_name=path, file_format=file_format)
     os.chmod(path, 0o644)  # MindSpore makes it read-only, and it is to be flushed to disk
 
 
@@ -175,8 +177,8 @@ def _write_onnx(deployed, example, dynamic_batch, path, model):
         operator = re.search(r"(\w+) operator ", str(error))
         if operator is None:
             raise
-        raise UserError(f"--file_format: {model} cannot be exported to ONNX: MindSpore {ms.__version__} cannot "
-                        f"export its operator {operator[1]}; MINDIR takes it") from None
+        raise UserError(f"--file_format: {model} cannot be exported to ONNX: MindSpore {ms.__version__} "
+                        f"cannot export its operator {operator[1]}; MINDIR takes it") from None
     written = onnx.load(path)
     restore_operators(written)
     if dynamic_batch:  # MindSpore names the input's axis only
