@@ -15,16 +15,21 @@ def main():
     parser.add_argument("--file_format", choices=("MINDIR", "ONNX", "AIR", "PACKED"), default="MINDIR")
     parser.add_argument("--file_name", required=True, help="file to write; the extension may be left out")
     parser.add_argument("--batch_size", type=int, default=1, help="batch of the exported network (default 1)")
-    parser.add_argument("--dynamic_batch", action="store_true", help="export for any batch size (MINDIR)")
     parser.add_argument("--value_type", choices=("float32", "float16", "int8"),
                         help="how PACKED keeps the pruned layers' weights (default float32, exact)")
+    parser.add_argument("--dynamic_batch", action="store_true", help="export for any batch size (MINDIR, ONNX)")
+    parser.add_argument("--normalize_input", action="store_true",
+                        help="the exported network takes pixels, 0 to 255, float32, and normalises them itself")
+    parser.add_argument("--softmax", action="store_true",
+                        help="the exported network returns probabilities in the place of logits")
     args = parser.parse_args()
     if args.batch_size < 1:
         parser.error(f"--batch_size: {args.batch_size} is not at least 1")
     if args.value_type and args.file_format != "PACKED":
         parser.error(f"--value_type: for PACKED only, not for {args.file_format}")
-    if args.file_format == "PACKED" and (args.dynamic_batch or args.batch_size != 1):
-        parser.error("--batch_size, --dynamic_batch: not for PACKED, which has no batch")
+    if args.file_format == "PACKED" and (args.batch_size != 1 or args.dynamic_batch or args.normalize_input
+                                         or args.softmax):
+        parser.error("--batch_size, --dynamic_batch, --normalize_input, --softmax: not for PACKED, which holds weights")
     config = load_config(args.config, args.set, seed=args.seed, device_target=args.device_target,
                          output_dir=args.output_dir)
 
@@ -40,12 +45,11 @@ def main():
     if args.file_format == "PACKED":
         about = {"model": config.model.name, "num_classes": task.classes, "input_shape": task.input_shape,
                  "step": state["step"], "seconds": state["seconds"]}
-        print(json.dumps(export_packed(network, found, task, args.file_name, args.value_type or "float32",
-                                       about)))
-        return
-    images = task.test_images(max(args.batch_size, 64))
-    print(json.dumps(export(network, found, images, args.file_format, args.file_name, args.batch_size,
-                            args.dynamic_batch)))
+        report = export_packed(network, found, task, args.file_name, args.value_type or "float32", about)
+    else:
+        report = export(network, found, task, args.file_format, args.file_name, args.batch_size, args.dynamic_batch,
+                        args.normalize_input, args.softmax)
+    print(json.dumps(report))
 
 
 if __name__ == "__main__":

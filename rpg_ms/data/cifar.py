@@ -24,10 +24,12 @@ class Layout:
     folder: str
     archive: str
     files: Dict[str, Tuple[str, ...]]  # part -> file names
+    names: Tuple[str, ...] = ()  # of the classes
 
 
 CIFAR10 = Layout(10, 1, "cifar-10-batches-bin", "cifar-10-binary.tar.gz",
-                 {"train": tuple(f"data_batch_{i}.bin" for i in range(1, 6)), "test": ("test_batch.bin",)})
+                 {"train": tuple(f"data_batch_{i}.bin" for i in range(1, 6)), "test": ("test_batch.bin",)},
+                 ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"))
 CIFAR100 = Layout(100, 2, "cifar-100-binary", "cifar-100-binary.tar.gz",
                   {"train": ("train.bin",), "test": ("test.bin",)})
 

@@ -5,7 +5,7 @@ import difflib
 import os
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Callable, Optional, Sequence
+from typing import Callable, Optional, Sequence, Tuple
 
 import numpy as np
 from PIL import Image
@@ -40,11 +40,17 @@ class ImageSet:
 
 @dataclass(frozen=True)
 class ImageDataset:
-    """Train and test images of one dataset, with their transforms (PIL image in, `[channels, size, size]` out)."""
+    """Train and test images of one dataset, with their transforms (PIL image in, `[channels, size, size]` out).
+
+    `mean` and `std` of each channel are what the transforms normalise with; `class_names` is None if unknown.
+    """
 
     train: ImageSet
     test: ImageSet
     classes: int
+    class_names: Optional[Tuple[str, ...]]
+    mean: Sequence[float]
+    std: Sequence[float]
     channels: int
     size: int
     train_transform: Sequence
@@ -56,7 +62,7 @@ class DatasetRow:
     """A dataset by what is known before its files are read.
 
     Args:
-        read: from a DataConfig to the train and test ImageSets and the number of classes.
+        read: from a DataConfig to the train and test ImageSets and the classes: their names, or how many.
         classes: number of classes; None where the files decide.
         native_size: side of its images, pixels; None for photographs of all sizes, treated as ImageNet's are.
         padding: pixels around an image that is cropped at random; None for an eighth of its side.
@@ -90,8 +96,10 @@ def load_dataset(config, seed):
     for_train, for_test = transforms(
         config.augment, "crop_flip" if row.native_size else "random_resized_crop", size, row.native_size,
         size // 8 if row.padding is None else row.padding, row.mean, row.std)
-    dataset = ImageDataset(train, test, classes=classes, channels=len(row.mean), size=size,
-                           train_transform=for_train, test_transform=for_test)
+    names = None if isinstance(classes, int) else tuple(classes)
+    dataset = ImageDataset(
+        train, test, classes=len(names) if names else classes, class_names=names, mean=row.mean, std=row.std,
+        channels=len(row.mean), size=size, train_transform=for_train, test_transform=for_test)
     if config.limit is not None:
         dataset = replace(dataset, train=dataset.train.first(config.limit), test=dataset.test.first(config.limit))
     if config.validation > 0:
@@ -127,17 +135,17 @@ def _row(config):
 
 def _fashion_mnist(config):
     train, test = (_in_memory(*fashion_mnist.load(config.root, part)) for part in ("train", "test"))
-    return train, test, 10
+    return train, test, fashion_mnist.CLASSES
 
 
 def _cifar(layout, config):
     train, test = (_in_memory(*cifar.load(layout, config.root, part)) for part in ("train", "test"))
-    return train, test, layout.classes
+    return train, test, layout.names or layout.classes
 
 
 def _class_folders(config):
     train, test = class_folders.load(config.root)
-    return _from_files(train), _from_files(test), len(train.classes)
+    return _from_files(train), _from_files(test), train.classes
 
 
 def _mindrecord(config):

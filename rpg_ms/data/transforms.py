@@ -52,6 +52,10 @@ class Normalise:
         self.table = np.ascontiguousarray(((values - np.float32(mean)) / np.float32(std)).T)
 
     def __call__(self, image):
-        pixels = np.asarray(image)
-        planes = pixels.transpose(2, 0, 1) if pixels.ndim == 3 else pixels[None]
-        return np.stack([table.take(plane) for table, plane in zip(self.table, planes)])
+        return np.stack([table.take(plane) for table, plane in zip(self.table, planes(image))])
+
+
+def planes(image):
+    """A PIL image as uint8 `[channels, height, width]`."""
+    pixels = np.asarray(image)
+    return pixels.transpose(2, 0, 1) if pixels.ndim == 3 else pixels[None]

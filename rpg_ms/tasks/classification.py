@@ -8,6 +8,7 @@ from mindspore import nn, ops
 
 from rpg_ms.data.datasets import load_dataset
 from rpg_ms.data.pipeline import EvalSamples, Mix, TrainSamples, batches
+from rpg_ms.data.transforms import planes
 from rpg_ms.errors import UserError
 
 
@@ -56,13 +57,15 @@ class Classification:
                               self.ranks.size)
         return batches(samples, batch_size, self.config.data.workers)
 
-    def test_images(self, count):
+    def test_images(self, count, raw=False):
         """The first `count` test images (repeated from the start if there are fewer), `[count, channels, size, size]`
-        float32.
+        float32: normalised, or `raw` pixels, 0 to 255.
         """
-        test = self.dataset.test
-        samples = EvalSamples(test.subset(np.arange(count) % len(test)), self.dataset.test_transform, count)
-        return np.stack([samples[i][0] for i in range(count)])
+        test, transform = self.dataset.test, self.dataset.test_transform
+        if raw:
+            transform = [*transform[:-1], planes]  # the last one normalises
+        samples = EvalSamples(test.subset(np.arange(count) % len(test)), transform, count)
+        return np.stack([samples[i][0] for i in range(count)]).astype(np.float32)
 
     def with_loss(self, network):
         """The network with cross-entropy, as a Cell from a batch to a scalar."""

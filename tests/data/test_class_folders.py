@@ -22,6 +22,7 @@ def test_every_image_once_with_the_class_of_its_folder_sorted_by_name(tmp_path):
     dataset = load(root)
     files = sorted((root / "train").rglob("*.JPEG")) + [root / "train/n01/below/deep.png"]
     assert (dataset.classes, dataset.channels, dataset.size) == (3, 3, 224)
+    assert dataset.class_names == ("n01", "n02", "n10")
     train = dataset.train
     found = {(train.image(i).tobytes(), int(train.labels[i])) for i in range(len(train))}
     label = lambda file: ["n01", "n02", "n10"].index(file.relative_to(root).parts[1])
