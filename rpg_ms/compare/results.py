@@ -17,7 +17,7 @@ from pathlib import Path
 import rpg_ms
 from rpg_ms.compare.cells import percent
 from rpg_ms.errors import UserError
-from rpg_ms.training.run_folder import atomic_path
+from rpg_ms.files import atomic_path
 
 FIGURES = ("top1", "best_top1", "density", "nonzero", "prunable", "steps", "seconds")
 COLUMNS = ("label", "method", "settings", "target_density", "seed", "status", *FIGURES, "environment",

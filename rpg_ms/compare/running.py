@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rpg_ms.compare.results import environment
 from rpg_ms.errors import UserError
-from rpg_ms.training.run_folder import atomic_path
+from rpg_ms.files import atomic_path
 
 
 @contextmanager

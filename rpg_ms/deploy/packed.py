@@ -8,7 +8,7 @@ import numpy as np
 from mindspore import ops
 
 from rpg_ms.errors import UserError
-from rpg_ms.training.run_folder import atomic_path
+from rpg_ms.files import atomic_path
 from rpg_ms.weights.packed import MASK, pack, read_packed
 
 __all__ = ["export_packed", "read_packed", "write_packed"]

@@ -18,7 +18,7 @@ import numpy as np
 from mindspore import ops
 
 from rpg_ms.errors import UserError, one_line
-from rpg_ms.training.run_folder import atomic_path
+from rpg_ms.files import atomic_path
 from rpg_ms.weights import load_weights, packed
 from rpg_ms.weights.files import has_checksum
 

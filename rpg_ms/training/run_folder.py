@@ -4,17 +4,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
-from contextlib import contextmanager
 from pathlib import Path
 
 from rpg_ms.config import changed_keys, dump_config, load_config
 from rpg_ms.errors import UserError
+from rpg_ms.files import UNFINISHED, atomic_path
 
 # Keys that do not change what a run computes; all others stand fast when it is resumed.
 FREE_ON_RESUME = ("checkpoint.every_steps", "checkpoint.keep", "data.root", "data.workers", "output_dir")
-
-UNFINISHED = ".unfinished-"  # how the folders begin in which files are written before they get their names
 
 
 def other_configuration(config_path, config):
@@ -22,24 +19,6 @@ def other_configuration(config_path, config):
     changes = changed_keys(load_config(config_path), config)
     return ", ".join(f"{key} (was {old}, now {new})" for key, (old, new) in changes.items()
                      if key not in FREE_ON_RESUME)
-
-
-@contextmanager
-def atomic_path(path):
-    """A path to write to; what was written becomes `path`, safely on disk, when the block ends without error."""
-    path = Path(path)
-    with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=path.parent) as folder:
-        temporary = Path(folder) / path.name
-        yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-        parent = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(parent)  # so that the rename itself survives a power cut
-        finally:
-            os.close(parent)
 
 
 class NoFolder:

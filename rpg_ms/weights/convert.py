@@ -5,7 +5,6 @@ that, because mindcv and torchvision chose other names, is in `FAMILIES`.
 """
 from __future__ import annotations
 
-import os
 import re
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -20,6 +19,7 @@ from safetensors.numpy import save_file
 
 from rpg_ms.cells.masked import set_topology
 from rpg_ms.errors import UserError, one_line
+from rpg_ms.files import atomic_path
 from rpg_ms.weights.files import COUNTERS, read_weights, shorten
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.LayerNorm, nn.GroupNorm,
@@ -98,24 +98,20 @@ def write_weights(path, network):
         UserError: another ending, or a file that cannot be written.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp{path.suffix}")
+    if path.suffix not in (".ckpt", ".safetensors"):
+        raise UserError(f"{path}: weights are written to a .ckpt or a .safetensors file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix == ".safetensors":
-            save_file(to_pytorch(network), str(temporary), {"format": "pt"})
-        elif path.suffix == ".ckpt":
-            ms.save_checkpoint([{"name": parameter.name, "data": parameter}
-                                for parameter in network.get_parameters() if not parameter.name.endswith(MASK)],
-                               str(temporary))
-            temporary.chmod(0o644)
-        else:
-            raise UserError(f"{path}: weights are written to a .ckpt or a .safetensors file")
-        os.replace(temporary, path)
+        with atomic_path(path) as temporary:
+            if path.suffix == ".safetensors":
+                save_file(to_pytorch(network), str(temporary), {"format": "pt"})
+            else:
+                ms.save_checkpoint([{"name": parameter.name, "data": parameter}
+                                    for parameter in network.get_parameters() if not parameter.name.endswith(MASK)],
+                                   str(temporary))
+                temporary.chmod(0o644)  # MindSpore makes it read-only, and it is to be flushed to disk
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise UserError(f"{path}: cannot be written: {one_line(str(error))}") from None
-    finally:
-        if temporary.exists():
-            temporary.unlink()
 
 
 def load_weights(path, network, found, allow=(), entry=None, allow_with=None):

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rpg_ms.pruning import (ALLOCATIONS, DENSITY_SCHEDULES, METHODS, Method, UpdateCalendar, update_topology)
+from rpg_ms.pruning import ALLOCATIONS, METHODS, Method, UpdateCalendar, update_topology
 
 
 def test_rows():

@@ -1,0 +1,27 @@
+"""Files that are whole or absent."""
+from __future__ import annotations
+
+import os
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+
+UNFINISHED = ".unfinished-"  # how the folders begin in which files are written before they get their names
+
+
+@contextmanager
+def atomic_path(path):
+    """A path to write to; what was written becomes `path`, safely on disk, when the block ends without error."""
+    path = Path(path)
+    with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=path.parent) as folder:
+        temporary = Path(folder) / path.name
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+        parent = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(parent)  # so that the rename itself survives a power cut
+        finally:
+            os.close(parent)
