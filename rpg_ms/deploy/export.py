@@ -16,7 +16,7 @@ import rpg_ms
 from rpg_ms.deploy.onnx_operators import exportable, restore_operators
 from rpg_ms.errors import UserError, one_line
 from rpg_ms.files import atomic_path
-from rpg_ms.report.flops import layer_flops
+from rpg_ms.models.flops import layer_flops
 
 FORMATS = ("MINDIR", "ONNX", "AIR")
 IMAGES = 64  # real test images that a file is verified on, at least

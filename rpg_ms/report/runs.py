@@ -207,7 +207,7 @@ def _reason(error):
 
 def _read_checkpoint(path, config):
     """`(state, layers, number of other trained parameters, input shape)`."""
-    from rpg_ms.report.flops import layer_flops
+    from rpg_ms.models.flops import layer_flops
     from rpg_ms.training import build, checkpoint
     from rpg_ms.weights import read_weights
 

@@ -7,7 +7,7 @@ from mindspore import nn
 from rpg_ms.cells import sparsify
 from rpg_ms.cells.masked import set_topology
 from rpg_ms.models import create_model
-from rpg_ms.report.flops import layer_flops
+from rpg_ms.models.flops import layer_flops
 
 
 def keep(layer, count):
