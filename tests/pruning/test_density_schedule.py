@@ -24,7 +24,7 @@ def test_target_is_reached_exactly_and_kept(name, updates, later, density):
     assert DENSITY_SCHEDULES[name](updates + later, updates, density) == density
 
 
-@given(schedules, st.integers(1, 200), densities, st.data())
+@given(st.sampled_from(sorted(set(DENSITY_SCHEDULES) - {"alternating"})), st.integers(1, 200), densities, st.data())
 def test_starts_dense_and_never_rises(name, updates, density, data):
     schedule = DENSITY_SCHEDULES[name]
     update = data.draw(st.integers(0, updates - 1))

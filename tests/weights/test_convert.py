@@ -359,7 +359,7 @@ def test_a_published_sparse_network_is_evaluated_exported_and_converted(sparse):
     figures = last_json(door("eval.py", *shared, cwd=folder))
     assert figures["density"] == density and figures["steps"] is None and figures["seconds"] is None
     report = last_json(door("export.py", *shared, "--file_format", "MINDIR", "--file_name", "net", cwd=folder))
-    assert report["density"] == density and report["nonzero_weights"] == nonzero
+    assert report["density"] == density and report["nonzero"] == nonzero
     shape = ["--model", "cifar_resnet8", "--num_classes", 10, "--in_channels", 1]
     for source, target in (("sparse.pth", "sparse.ckpt"), ("sparse.ckpt", "back.safetensors")):
         report = last_json(door("convert.py", *shape, "--from", source, "--to", target, cwd=folder))
