@@ -14,7 +14,7 @@ import numpy as np  # noqa: E402
 from mindcv.optim import create_optimizer  # noqa: E402
 from mindspore import nn, ops  # noqa: E402
 
-from losses import WithLoss  # noqa: E402
+from networks import Net, WithLoss  # noqa: E402
 from rpg_ms.cells import SparseTrainStep, sparsify  # noqa: E402
 from rpg_ms.config import load_config  # noqa: E402
 from rpg_ms.errors import UserError  # noqa: E402
@@ -26,19 +26,6 @@ from rpg_ms.training import distributed  # noqa: E402
 
 CALENDAR = UpdateCalendar(total_steps=5, update_every=2, prune_until=0.8, freeze_after=0.8, density=0.2)
 GLOBAL_BATCH = 16
-
-
-class Net(nn.Cell):
-    """Without batch norm, whose statistics are those of a rank's own batch."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv1 = nn.Conv2d(2, 6, 3)
-        self.conv2 = nn.Conv2d(6, 8, 3, 2)
-        self.fc = nn.Dense(8, 3)
-
-    def construct(self, x):
-        return self.fc(ops.relu(self.conv2(ops.relu(self.conv1(x)))).mean((2, 3)))
 
 
 def batch(step, rank, size):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from mindcv.optim import create_optimizer
 
-from losses import WithLoss
+from networks import WithLoss
 from rpg_ms.cells import SparseTrainStep, sparsify
 from rpg_ms.models import create_model
 from rpg_ms.pruning.calendar import UpdateCalendar

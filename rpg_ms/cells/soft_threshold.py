@@ -24,7 +24,6 @@ class SoftThreshold(nn.Cell):
 
     def __init__(self, layers):
         super().__init__(auto_prefix=False)
-        self.layers = layers
         self.weights = ms.ParameterTuple([layer.weight for layer in layers])
         self.masks = ms.ParameterTuple([layer.mask for layer in layers])
         self.latents = ms.ParameterTuple([

@@ -223,9 +223,7 @@ class MaskState(nn.Cell):
         masks = {layer.weight.name: layer.mask for layer in layers}
         pairs = []
         for state in states:
-            # "moments.head.fc.weight" is the state of "head.fc.weight", also where there is an "fc.weight".
-            owners = [p for p in parameters if state.name.endswith("." + p.name) and state.shape == p.shape]
-            owner = max(owners, key=lambda p: len(p.name), default=None)
+            owner = owner_of(state, parameters)
             if owner is not None and owner.name in masks:
                 pairs.append((state, masks[owner.name]))
         self.states = ms.ParameterTuple([state for state, _ in pairs])
@@ -244,13 +242,20 @@ class ResetState(nn.Cell):
         super().__init__(auto_prefix=False)
         parameters = {id(parameter) for parameter in optimizer.parameters}
         self.states = ms.ParameterTuple([
-            state for state in optimizer.get_parameters() if id(state) not in parameters
-            and any(state.name.endswith("." + p.name) and state.shape == p.shape for p in optimizer.parameters)])
+            state for state in optimizer.get_parameters()
+            if id(state) not in parameters and owner_of(state, optimizer.parameters) is not None])
 
     def construct(self):
         for state in self.states:
             ops.assign(state, ops.zeros_like(state))
         return True
+
+
+def owner_of(state, parameters):
+    """The parameter that an optimizer's or average's `state` is kept of, or None."""
+    # "moments.head.fc.weight" is the state of "head.fc.weight", also where there is an "fc.weight".
+    owners = [p for p in parameters if state.name.endswith("." + p.name) and state.shape == p.shape]
+    return max(owners, key=lambda p: len(p.name), default=None)
 
 
 class SparseTrainStep(nn.Cell):

@@ -4,9 +4,9 @@ import dataclasses
 import mindspore as ms
 import numpy as np
 import pytest
-from mindspore import nn, ops
+from mindspore import ops
 
-from losses import WithLoss
+from networks import Net, WithLoss
 from rpg_ms.cells import sparsify
 from rpg_ms.config import load_config
 from rpg_ms.pruning import METHODS, erk_counts, global_counts, structural_rank, target_count
@@ -14,17 +14,6 @@ from rpg_ms.training.build import build_train_step
 from rpg_ms.training.distributed import ALONE
 
 STEPS = 40
-
-
-class Net(nn.Cell):
-    def __init__(self):
-        super().__init__()
-        self.conv1 = nn.Conv2d(2, 6, 3)
-        self.conv2 = nn.Conv2d(6, 8, 3, 2)
-        self.fc = nn.Dense(8, 3)
-
-    def construct(self, x):
-        return self.fc(ops.relu(self.conv2(ops.relu(self.conv1(x)))).mean((2, 3)))
 
 
 class Task:

@@ -4,7 +4,7 @@ import pytest
 from mindcv.optim import create_optimizer
 from mindspore import nn, ops
 
-from losses import WithLoss
+from networks import WithLoss
 from rpg_ms.cells import SparseTrainStep, sparsify
 from rpg_ms.pruning.allocation import global_counts
 from rpg_ms.pruning.calendar import UpdateCalendar
