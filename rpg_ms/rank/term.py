@@ -13,17 +13,24 @@ summand is the derivative of the normalisation.
 from __future__ import annotations
 
 import logging
+import threading
+from contextlib import contextmanager
+from functools import lru_cache
 
 import mindspore as ms
 import numpy as np
 import scipy.linalg
 from mindspore import Tensor
+from threadpoolctl import ThreadpoolController
 
 from rpg_ms.rank import matmul, svd
 
 BACKENDS = ("svd", "gram", "matmul")
 
+FLOAT32_ERROR = 1e-3  # of the gradient, by a bound that is several times too large; above it, float64
+
 _log = logging.getLogger(__name__)
+_blas_lock = threading.Lock()
 
 
 def rank_term(weight, delta, backend="gram"):
@@ -32,9 +39,9 @@ def rank_term(weight, delta, backend="gram"):
     Args:
         weight: NumPy array or MindSpore Tensor of two or more dimensions, the first one `C_out`; floating point.
         delta: error budget, the share of the energy to be discarded, in (0, 1].
-        backend: "gram" (eigenvalues of the smaller Gram matrix) or "svd" (`ops.svd`), both of which compute in
-            float64, whatever the weight's dtype (`ops.svd` on Ascend in float32); or "matmul" (multiplications only),
-            in float32, whose k may be off by one where eigenvalues are equal to float32's eye.
+        backend: "svd" (`ops.svd`), in float64 (on Ascend in float32); "gram" (eigenvalues of the smaller Gram
+            matrix), in float32 where that is accurate enough for a float32 weight, in float64 elsewhere; or "matmul"
+            (multiplications only), in float32, whose k may be off by one where eigenvalues are equal to float32's eye.
 
     Returns:
         `(loss, k, grad)`: float, int, array of the weight's shape and dtype. A weight that is all zero gives
@@ -77,25 +84,75 @@ def _normalise(matrix):
 
 
 def _gram(matrix, delta):
-    normalised, norm = _normalise(matrix)
-    rows, columns = normalised.shape
-    try:
-        gram = normalised @ normalised.T if rows <= columns else normalised.T @ normalised
-        energy, basis = scipy.linalg.eigh(gram, driver="evd", overwrite_a=True, check_finite=False)
-        if not (np.isfinite(energy).all() and np.isfinite(basis).all()):
-            raise np.linalg.LinAlgError("eigenvalues or vectors are not finite")
-    except np.linalg.LinAlgError as error:
-        _log.warning("eigen-decomposition of a %d x %d weight failed (%s); using an SVD", rows, columns, error)
-        return _dense_svd(normalised, norm, delta)
+    with _one_blas_thread():
+        if matrix.dtype != np.float64:
+            try:
+                loss, k, grad, error = _eigen_term(matrix.astype(np.float32, copy=False), delta)
+                if error <= FLOAT32_ERROR:
+                    return loss, k, grad
+            except np.linalg.LinAlgError:
+                pass
+        normalised, norm = _normalise(matrix)
+        try:
+            loss, k, grad, _ = _eigen_term(normalised, delta)
+        except np.linalg.LinAlgError as error:
+            _log.warning("eigen-decomposition of a %d x %d weight failed (%s); using an SVD", *matrix.shape, error)
+            return _dense_svd(normalised, norm, delta)
+        return loss, k, grad / norm
+
+
+def _eigen_term(matrix, delta):
+    """`(loss, k, grad, error)` of a matrix by the eigenvalues of its smaller Gram matrix, in the matrix's precision.
+
+    `error` bounds the relative error of the gradient, roughly and from above; infinite where the precision does not
+    settle k, or squares under- or overflow. Raises `LinAlgError` where the decomposition fails.
+    """
+    rows, columns = matrix.shape
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        gram = matrix @ matrix.T if rows <= columns else matrix.T @ matrix
+        total = float(np.trace(gram, dtype=np.float64))
+    precision = float(np.finfo(matrix.dtype).eps)
+    if not 1e-20 < total < 1e20:
+        return 0.0, 0, None, np.inf
+    energy, basis = scipy.linalg.eigh(gram, driver="evd", overwrite_a=True, check_finite=False)
+    if not (np.isfinite(energy).all() and np.isfinite(basis).all()):
+        raise np.linalg.LinAlgError("eigenvalues or vectors are not finite")
     # eigh sorts upwards: cumulative sums from the small end are the tails t_{r-1}, ..., t_0, without cancellation.
-    tail_energy = np.cumsum(np.maximum(energy, 0))[::-1]
+    energy = np.maximum(energy, 0).astype(np.float64) / total
+    tail_energy = np.cumsum(energy)[::-1]
     k = choose_rank(tail_energy, delta)
-    head = basis[:, len(energy) - k:]
-    tail = basis[:, :len(energy) - k]
-    smaller = head if k <= len(energy) // 2 else tail
-    projected = smaller @ (smaller.T @ normalised) if rows <= columns else (normalised @ smaller) @ smaller.T
-    residual = normalised - projected if smaller is head else projected
-    return _closed_form(normalised, norm, residual, tail_energy[k], k)
+    tail, size = float(tail_energy[k]), len(energy)
+
+    # -(2 / ||W||) (R - t W^) is a multiple of the projection of W on the smaller of head and tail, and one of W.
+    if k <= size // 2:
+        side, of_side, of_matrix = basis[:, size - k:], 2 / total, -2 / total * (1 - tail)
+    else:
+        side, of_side, of_matrix = basis[:, :size - k], -2 / total, 2 / total * tail
+    scaled = side * matrix.dtype.type(of_side)
+    grad = scaled @ (side.T @ matrix) if rows <= columns else (matrix @ side) @ scaled.T
+    grad += matrix * matrix.dtype.type(of_matrix)
+
+    distance = np.sort(np.abs(tail_energy - delta))
+    settled = size == 1 or distance[1] - distance[0] > 100 * precision
+    error = 0.0
+    if k > 0:  # rounding turns the vectors at the cut by (rounding of G) / (gap between their eigenvalues)
+        last = energy[size - k]
+        gap = last - energy[size - k - 1]
+        turned = 10 * precision * energy[-1] / gap if gap > 0 else np.inf
+        error = turned * np.sqrt(2 * last / (tail * (1 - tail))) if tail > 0 else np.inf
+    return -tail, k, grad, error if settled else np.inf
+
+
+@contextmanager
+def _one_blas_thread():
+    """Within the block matrix products use one thread: on matrices of this size more of them take longer."""
+    with _blas_lock, _blas().limit(limits=1, user_api="blas"):
+        yield
+
+
+@lru_cache(maxsize=None)
+def _blas():
+    return ThreadpoolController()
 
 
 def _dense_svd(normalised, norm, delta):

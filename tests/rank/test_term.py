@@ -4,7 +4,9 @@ import scipy.linalg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rpg_ms.rank import rank_term
+from threadpoolctl import threadpool_info
+
+from rpg_ms.rank import rank_term, term
 from tests.golden_cases import rank_cases
 
 CASES = rank_cases()
@@ -64,6 +66,29 @@ def test_gram_against_a_float64_svd(rows, columns, seed, density, delta, scale):
         wanted = -2 / np.linalg.norm(w) * (residual - tails[k] * w / np.linalg.norm(w))
         assert np.abs(grad - wanted).max() * np.linalg.norm(w) <= 1e-8
     assert abs((grad * w).sum()) <= 1e-9  # the loss does not change with the scale of W
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.5, 2.0])  # sigma_i ~ i^-decay: from flat to dominated by few
+@pytest.mark.parametrize("shape", [(48, 200), (200, 48), (96, 96)])
+def test_gram_in_float32_keeps_the_accuracy_of_float64(shape, decay):
+    rng = np.random.default_rng(7)
+    in_float32 = 0
+    for delta in (0.3, 0.1, 0.01, 1e-3, 1e-5):
+        u, _, vt = np.linalg.svd(rng.standard_normal(shape), full_matrices=False)
+        w = ((u * np.arange(1.0, len(vt) + 1) ** -decay) @ vt).astype(np.float32)
+        loss, k, grad = rank_term(w, delta, "gram")
+        exact_loss, exact_k, exact_grad = rank_term(w.astype(np.float64), delta, "gram")
+        assert k == exact_k and loss == pytest.approx(exact_loss, rel=1e-4)
+        if decay > 0:  # flat: equal singular values, no unique truncation
+            assert relative_error(grad, exact_grad) <= 2e-4
+        in_float32 += term._eigen_term(w, delta)[3] <= term.FLOAT32_ERROR
+    assert in_float32 < 5 if decay != 0.5 else in_float32 > 0  # both ways are taken
+
+
+def test_blas_threads_are_as_before_afterwards():
+    before = [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"]
+    rank_term(np.ones((4, 4), np.float32), 0.1, "gram")
+    assert [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"] == before
 
 
 def test_tie_takes_the_larger_k():
