@@ -108,6 +108,10 @@ class TrainConfig(Group):
         256, ge=1, le=INT32_MAX, description="Evaluation batch on each device, images."
     )
     log_every: int = Field(10, ge=1, le=INT32_MAX, description="Interval between logged lines, steps.")
+    sink_size: Optional[int] = Field(
+        None, ge=1, le=INT32_MAX, description="Steps that run in one graph, without the host, where nothing else is due; "
+        "null: log_every on Ascend, else 1."
+    )
 
 
 class OptimizerConfig(Group):

@@ -164,6 +164,42 @@ class PlainStep(nn.Cell):
         return ops.depend(loss, self.apply_gradients(finite, *gradients))
 
 
+class SunkSteps(nn.Cell):
+    """Plain steps one after the other in one graph, so that the device need not wait for the host.
+
+    A loop of the graph: unrolled, the graph would grow with the number of steps.
+
+    Args:
+        plain_step: a Cell from a batch to a scalar float32 loss.
+        steps: how many.
+
+    Inputs:
+        *inputs: the batches, stacked: each tensor `[steps, ...]`.
+
+    Outputs:
+        The losses, float32 `[steps]`.
+    """
+
+    def __init__(self, plain_step, steps):
+        super().__init__(auto_prefix=False)
+        self.plain_step = plain_step
+        self.steps = steps
+        self.index = ms.Tensor(np.arange(steps), ms.int32)
+        self.losses = ms.Tensor(np.zeros(steps), ms.float32)
+
+    def construct(self, *inputs):
+        losses = self.losses
+        step = ops.zeros((), ms.int32)
+        while step < self.steps:
+            batch = ()
+            for stacked in inputs:
+                batch += (ops.gather(stacked, step, 0),)
+            loss = self.plain_step(*batch)
+            losses = ops.select(self.index == step, loss.astype(ms.float32), losses)
+            step = step + 1
+        return losses
+
+
 class AddGradients(nn.Cell):
     """The sums of two tuples of gradients, given one after the other."""
 
@@ -290,6 +326,7 @@ class SparseTrainStep(nn.Cell):
         soft_threshold: a SoftThreshold of the layers (ST-3), or None; the optimizer's parameters are its `trained`.
         average: a WeightAverage to keep, or None.
         reduce: a Cell from the gradients to their mean over the ranks, or None with one rank.
+        sink_size: plain steps that `sink` runs in one graph.
 
     Inputs:
         *inputs: one batch.
@@ -305,7 +342,7 @@ class SparseTrainStep(nn.Cell):
     def __init__(self, network_with_loss, optimizer, layers, calendar=None, alpha=0.0, allocation="global",
                  min_per_layer=1, grow="gradient", raise_rank=False, seed=0, rank_loss=None, rank_weight=0.0,
                  rank_every="update", rank_dense=False, grad_accumulation=1, micro_batches=1, clip_norm=None,
-                 scaler=None, soft_threshold=None, average=None, reduce=None):
+                 scaler=None, soft_threshold=None, average=None, reduce=None, sink_size=1):
         super().__init__(auto_prefix=False)
         self.optimizer = optimizer
         self.layers = layers
@@ -343,6 +380,8 @@ class SparseTrainStep(nn.Cell):
         self.apply_gradients = ApplyGradients(optimizer, layers, clip_norm, scaler, soft_threshold, average)
         self.plain_step = PlainStep(self.task, self.rank if self.rank_drives else None, self.rank_of,
                                     self.apply_gradients)
+        self.sink_size = sink_size
+        self.sunk_steps = SunkSteps(self.plain_step, sink_size)
         self.add = AddGradients()
         states = list(optimizer.get_parameters())
         if average is not None:
@@ -355,16 +394,47 @@ class SparseTrainStep(nn.Cell):
         self.record = None
         if self.pending or self._is_due(step):
             loss = self._update_step(step, inputs)
-        elif self.micro_batches > 1 or self._in_window(step):
+        elif self._is_open(step):
             loss = self._open_step(step, inputs)
         else:
             loss = self.plain_step(*inputs)
         self.step_number = step
         return loss
 
+    def can_sink(self):
+        """Whether the next `sink_size` steps can run in one graph: the host has no part in any of them."""
+        steps = range(self.step_number + 1, self.step_number + 1 + self.sink_size)
+        return self.sink_size > 1 and not self.pending and not any(
+            self._is_due(step) or self._is_open(step) for step in steps)
+
+    def sink(self, batches):
+        """Train the next `sink_size` steps, on as many batches, in one graph: as that many calls, one dispatch.
+
+        Args:
+            batches: list of tuples of Tensors, `sink_size` of them, all of the same shapes.
+
+        Returns:
+            The losses, a float32 Tensor `[sink_size]`.
+
+        Raises:
+            ValueError: the number of batches, or a step that `can_sink` says cannot be one of them.
+        """
+        if len(batches) != self.sink_size or not self.can_sink():
+            raise ValueError(f"{len(batches)} batches after step {self.step_number} cannot be sunk; "
+                             f"sink_size is {self.sink_size}")
+        self.record = None
+        losses = self.sunk_steps(*(ms.Tensor(np.stack([tensor.asnumpy() for tensor in tensors]))
+                                   for tensors in zip(*batches)))
+        self.step_number += self.sink_size
+        return losses
+
     def _is_due(self, step):
         return self.calendar is not None and self.calendar.is_update(step) and (
             self.alpha > 0 or self.soft_threshold is not None or self.calendar.changes_density(step))
+
+    def _is_open(self, step):
+        """Whether the host sees the gradients of this step."""
+        return self.micro_batches > 1 or self._in_window(step)
 
     def finish(self):
         """Make an update that is still waiting for a finite gradient, without regrowth: the target is met."""

@@ -136,8 +136,15 @@ def build_train_step(config, task, network, layers, device, ranks):
         scaler=None if train.amp_level == "O0" else amp.DynamicLossScaler(2 ** 16, 2, 2000),
         soft_threshold=soft_threshold,
         average=WeightAverage(network, train.ema_decay) if train.ema_decay is not None else None,
-        reduce=ranks.mean_of_gradients())
+        reduce=ranks.mean_of_gradients(), sink_size=sink_size(config, device))
     return step.set_train(), rates
+
+
+def sink_size(config, device):
+    """How many plain steps run in one graph: `train.sink_size`, or by the device; 1 in PyNative mode."""
+    if config.mode != "graph":
+        return 1
+    return config.train.sink_size or (config.train.log_every if device == "Ascend" else 1)
 
 
 def rank_backend(backend, device):

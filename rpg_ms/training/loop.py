@@ -1,7 +1,6 @@
 """The training loop."""
 from __future__ import annotations
 
-import math
 import signal
 import time
 from contextlib import contextmanager
@@ -48,13 +47,13 @@ def train(config, task, network, found, step_cell, rates, folder, ranks):
         tqdm.write(f"going on after step {state['step']} of {total}")
     started = time.monotonic() - state["seconds"]
     stop = False
-    losses = []  # since the last look at them: looking makes the host wait for the device
+    losses = []  # (first step, loss or losses) since the last look: looking makes the host wait for the device
 
     def check_losses():
-        for step, loss in losses:
-            loss = float(loss.asnumpy())
-            if not math.isfinite(loss):
-                raise FloatingPointError(f"the loss is {loss}", step)
+        for first, some in losses:
+            for step, loss in enumerate(np.atleast_1d(some.asnumpy()), first):
+                if not np.isfinite(loss):
+                    raise FloatingPointError(f"the loss is {loss}", step)
         losses.clear()
 
     def save_checkpoint(is_best=False):
@@ -70,10 +69,17 @@ def train(config, task, network, found, step_cell, rates, folder, ranks):
 
     try:
         with _sigterm() as terminated, tqdm(total=total, initial=state["step"], unit="step", disable=None) as bar:
-            for batch in task.train_batches(state["step"], total):
-                loss = step_cell(*batch)
+            every = config.checkpoint.every_steps
+            pauses = (config.train.log_every, task.steps_per_epoch, every or total)  # between them nothing is due
+            batches = iter(task.train_batches(state["step"], total))
+            while step_cell.step_number < total:
+                before = step_cell.step_number
+                if step_cell.can_sink() and all(before % pause + step_cell.sink_size <= pause for pause in pauses):
+                    loss = step_cell.sink([next(batches) for _ in range(step_cell.sink_size)])
+                else:
+                    loss = step_cell(*next(batches))
+                losses.append((before + 1, loss))
                 step = step_cell.step_number
-                losses.append((step, loss))
                 if step == total and step_cell.record is None:
                     step_cell.finish()
                 if step_cell.record is not None:
@@ -81,10 +87,10 @@ def train(config, task, network, found, step_cell, rates, folder, ranks):
                     folder.log("topology", **vars(step_cell.record), digest=ranks.check_equal(network, step))
                 if step % config.train.log_every == 0 or step == total:
                     check_losses()
-                    loss = float(ranks.gather(loss.asnumpy()).mean())
+                    loss = float(ranks.gather(np.atleast_1d(loss.asnumpy())[-1]).mean())
                     folder.log("train", step=step, epoch=step / task.steps_per_epoch, loss=loss, lr=rates[step - 1])
                     bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
-                bar.update()
+                bar.update(step - before)
                 epoch, within = divmod(step, task.steps_per_epoch)
                 is_best = False
                 if within == 0 and (epoch % config.train.eval_every == 0 or step == total):
@@ -97,7 +103,6 @@ def train(config, task, network, found, step_cell, rates, folder, ranks):
                                                                and not step_cell.pending)
                     if at_target and (state["best"] is None or state["figures"][task.metric] > state["best"]):
                         state["best"], state["best_step"], is_best = state["figures"][task.metric], step, True
-                every = config.checkpoint.every_steps
                 if within == 0 or (every and step % every == 0):
                     save_checkpoint(is_best)
                 # Ranks must stop at the same step, so they ask each other, though not at every step.

@@ -11,7 +11,8 @@ from rpg_ms.errors import UserError
 from rpg_ms.files import UNFINISHED, atomic_path
 
 # Keys that do not change what a run computes; all others stand fast when it is resumed.
-FREE_ON_RESUME = ("checkpoint.every_steps", "checkpoint.keep", "data.root", "data.workers", "output_dir")
+FREE_ON_RESUME = ("checkpoint.every_steps", "checkpoint.keep", "data.root", "data.workers",
+                  "train.sink_size", "output_dir")
 
 
 def other_configuration(config_path, config):
