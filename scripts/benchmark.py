@@ -98,7 +98,12 @@ def topology():
     gradients = [rng.standard_normal(weight.shape, np.float32) for weight in weights]
     size = sum(weight.nbytes for weight in weights)
     times, extra = [], []
+    from rpg_ms.cells.masked import set_topology
+
+    dense = [rng.standard_normal(weight.shape, np.float32) for weight in weights]
     for update in (20, 40, 60, 80):
+        for layer, weight in zip(masked.layers, dense):
+            set_topology(layer, weight, np.ones(weight.shape, bool))
         before = reset_peak_memory()
         times.append(seconds(lambda: masked._redraw(update * UPDATE_EVERY, gradients, 0.3, None)))
         extra.append(peak_memory() - before)
@@ -176,7 +181,7 @@ def start():
         log = subprocess.run(
             [sys.executable, "-c", "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True); "
              "print('PEAK', resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)", sys.executable, "train.py",
-             "--config", "config/quickstart.yaml", "--set", "train.epochs=1", "--output_dir", f"{folder}/run"],
+             "--config", "config/quickstart.yaml", "--set", "train.epochs=2", "--output_dir", f"{folder}/run"],
             cwd=PROJECT, check=True, capture_output=True, text=True).stdout
     yield ("start_memory", "peak memory of the quick start's training, MB", "快速开始训练的内存峰值，MB",
            round(int(re.search(r"PEAK (\d+)", log)[1]) / 1024), None)
@@ -227,7 +232,7 @@ def masked_step(name, size):
     network, with_loss, optimizer = network_with_loss(name, size)
     layers = sparsify(network).layers
     weights = [layer.weight.asnumpy() for layer in layers]
-    counts = ALLOCATIONS["global"](weights, DENSITY, 1)
+    counts = ALLOCATIONS["uniform"](weights, DENSITY, 1)
     for layer, weight, mask in zip(layers, weights, start_masks(weights, counts, "magnitude", 0)):
         set_topology(layer, weight, mask)
     calendar = UpdateCalendar(total_steps=100 * UPDATE_EVERY, update_every=UPDATE_EVERY, prune_until=0.8,

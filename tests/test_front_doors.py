@@ -158,3 +158,7 @@ def test_mistakes_in_training(run, arguments, words):
         words = [word for word in words if "|" not in word] + ["no update can reach"]
     refused(result, *words)
     assert "mindspore" not in result.stdout.lower()
+
+
+def test_mindspores_compile_cache_is_refused(run):
+    refused(door("train.py", "--config", "tiny.yaml", cwd=run, MS_COMPILER_CACHE_ENABLE="1"), "MS_COMPILER_CACHE_ENABLE")

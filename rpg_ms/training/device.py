@@ -1,6 +1,8 @@
 """Where and how MindSpore runs."""
 from __future__ import annotations
 
+import os
+
 import mindspore as ms
 
 from rpg_ms.errors import UserError
@@ -12,8 +14,13 @@ def set_up(config):
     """Choose device and execution mode and seed MindSpore; returns the device's name.
 
     Raises:
-        UserError: the device asked for is not there.
+        UserError: the device asked for is not there, or MindSpore's compile cache is on.
     """
+    if os.environ.get("MS_COMPILER_CACHE_ENABLE") == "1":
+        # Seen with MindSpore 2.10: its cache knows a graph by its number, so a run with label smoothing took the graph
+        # of one without.
+        raise UserError("MS_COMPILER_CACHE_ENABLE: 1 lets a run take graphs compiled with another configuration's "
+                        "numbers; unset it")
     available = [target for target in TARGETS if ms.hal.is_available(target)]
     target = available[0] if config.device_target == "auto" else config.device_target
     if target not in available:
