@@ -3,11 +3,11 @@ from __future__ import annotations
 
 import mindspore as ms
 import numpy as np
-from mindspore import nn, ops
+from mindspore import Tensor, nn, ops
 
 from rpg_ms.rank import matmul
 from rpg_ms.rank.svd import svd_dtype, svd_term
-from rpg_ms.rank.term import BACKENDS, rank_term
+from rpg_ms.rank.term import BACKENDS, rank_terms
 
 
 class RankLoss(nn.Cell):
@@ -40,9 +40,9 @@ class RankLoss(nn.Cell):
         self.delta = delta
         self.backend = backend
         self.svd_dtype = svd_dtype()
-        self.host_term = ops.Custom(self._host_term, func_type="pyfunc",
-                                    out_shape=lambda shape: ((1,), (1,), shape),
-                                    out_dtype=lambda dtype: (dtype, ms.int32, dtype))
+        # One tensor in and one out is what such an operator takes: see _host_terms.
+        self.on_host = ops.Custom(self._on_host, func_type="pyfunc", out_shape=lambda shape: shape,
+                                  out_dtype=lambda dtype: dtype)
 
     def construct(self, *weights):
         loss, _ = self.loss_and_ranks(weights)
@@ -56,7 +56,12 @@ class RankLoss(nn.Cell):
             if constant.dtype in (ms.float16, ms.bfloat16):
                 constant = constant.astype(ms.float32)
             constants += (constant,)
-        terms = self._batched_terms(constants) if self.backend == "matmul" else self._terms(constants)
+        if self.backend == "matmul":
+            terms = self._batched_terms(constants)
+        elif self.backend == "svd":
+            terms = self._svd_terms(constants)
+        else:
+            terms = self._host_terms(constants)
         losses, ranks, grads = (), (), ()
         for loss, k, grad in terms:
             losses += (loss,)
@@ -72,17 +77,33 @@ class RankLoss(nn.Cell):
             loss = loss + (inner - ops.stop_gradient(inner))
         return loss, ops.stop_gradient(ranks)
 
-    def _terms(self, weights):
+    def _svd_terms(self, weights):
         """`(loss, k, gradient)` of every weight, one after the other."""
         terms = ()
         for weight in weights:
-            if self.backend == "svd":
-                loss, k, grad = svd_term(weight.astype(self.svd_dtype), self.delta)
-                loss, grad = loss.astype(weight.dtype), grad.astype(weight.dtype)
-            else:
-                loss, k, grad = self.host_term(weight)
-                loss, k = loss[0], k[0]
-            terms += ((loss, k, grad),)
+            loss, k, grad = svd_term(weight.astype(self.svd_dtype), self.delta)
+            terms += ((loss.astype(weight.dtype), k, grad.astype(weight.dtype)),)
+        return terms
+
+    def _host_terms(self, weights):
+        """The same by `rank_terms`. One vector goes to the host: how many weights, rows and columns of each, and all
+        their entries. Back comes one with loss and k in the place of rows and columns, and the gradients.
+        """
+        dtype = ms.float32
+        for weight in weights:
+            if weight.dtype == ms.float64:
+                dtype = ms.float64
+        header, parts = (len(weights),), ()
+        for weight in weights:
+            header += (weight.shape[0], weight.size // weight.shape[0])
+            parts += (weight.reshape(-1).astype(dtype),)
+        answer = self.on_host(ops.cat((Tensor(header, dtype), *parts)))
+        terms, start = (), len(header)
+        for i, weight in enumerate(weights):
+            grad = answer[start:start + weight.size].reshape(weight.shape)
+            terms += ((answer[1 + 2 * i].astype(weight.dtype), answer[2 + 2 * i].astype(ms.int32),
+                       grad.astype(weight.dtype)),)
+            start += weight.size
         return terms
 
     def _batched_terms(self, weights):
@@ -110,6 +131,15 @@ class RankLoss(nn.Cell):
             terms += ((-tail.astype(weight.dtype), ranks[place], grad.reshape(weight.shape).astype(weight.dtype)),)
         return terms
 
-    def _host_term(self, weight):
-        loss, k, grad = rank_term(weight, self.delta, "gram")
-        return np.array([loss], weight.dtype), np.array([k], np.int32), grad
+    def _on_host(self, vector):
+        count = int(vector[0])
+        shapes = vector[1:1 + 2 * count].astype(np.int64).reshape(count, 2)
+        ends = 1 + 2 * count + np.cumsum(shapes.prod(1))
+        weights = [vector[end - rows * columns:end].reshape(rows, columns)
+                   for end, (rows, columns) in zip(ends, shapes)]
+        answer = np.empty_like(vector)
+        answer[0] = count
+        for i, (loss, k, grad) in enumerate(rank_terms(weights, self.delta)):
+            answer[1 + 2 * i:3 + 2 * i] = loss, k
+            answer[ends[i] - grad.size:ends[i]] = grad.ravel()
+        return answer

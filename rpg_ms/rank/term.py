@@ -13,8 +13,9 @@ summand is the derivative of the normalisation.
 from __future__ import annotations
 
 import logging
+import os
 import threading
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
 import mindspore as ms
@@ -24,13 +25,14 @@ from mindspore import Tensor
 from threadpoolctl import ThreadpoolController
 
 from rpg_ms.rank import matmul, svd
+from rpg_ms.rank.lapack import SymmetricEigen
 
 BACKENDS = ("svd", "gram", "matmul")
 
 FLOAT32_ERROR = 1e-3  # of the gradient, by a bound that is several times too large; above it, float64
 
 _log = logging.getLogger(__name__)
-_blas_lock = threading.Lock()
+_blas_lock = threading.Lock()  # the number of BLAS threads is the whole process's
 
 
 def rank_term(weight, delta, backend="gram"):
@@ -58,12 +60,34 @@ def rank_term(weight, delta, backend="gram"):
     if weight.ndim < 2 or not np.issubdtype(weight.dtype, np.floating):
         raise ValueError(f"weight: {weight.dtype} of shape {weight.shape}; wanted floating point, two or more dimensions")
     matrix = weight.reshape(weight.shape[0], -1)
-    if not np.isfinite(matrix).all():
-        return float("nan"), 0, np.full_like(weight, np.nan)
-    if not matrix.any():
-        return 0.0, 0, np.zeros_like(weight)
-    loss, k, grad = {"svd": _svd, "gram": _gram, "matmul": _matmul}[backend](matrix, delta)
+    found = None
+    if backend == "gram" and matrix.dtype != np.float64:
+        found = _gram_in_float32(matrix.astype(np.float32, copy=False), delta)
+    if found is None:
+        if not np.isfinite(matrix).all():
+            return float("nan"), 0, np.full_like(weight, np.nan)
+        if not matrix.any():
+            return 0.0, 0, np.zeros_like(weight)
+        found = {"svd": _svd, "gram": _gram, "matmul": _matmul}[backend](matrix, delta)
+    loss, k, grad = found
     return loss, k, grad.reshape(weight.shape).astype(weight.dtype, copy=False)
+
+
+def rank_terms(weights, delta):
+    """`[(loss, k, grad), ...]` of many weights by the backend "gram", side by side on the process's cores.
+
+    Arguments, returns and raises as `rank_term`, for a list of weights.
+    """
+    # One thread to a layer: on matrices of this size more of them for each take longer. The largest go first.
+    order = sorted(range(len(weights)), key=lambda i: -min(len(weights[i]), weights[i].size // max(len(weights[i]), 1)))
+    with _blas_lock, _blas().limit(limits=1, user_api="blas"), ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        found = dict(zip(order, pool.map(lambda i: rank_term(weights[i], delta), order)))
+    return [found[i] for i in range(len(weights))]
+
+
+@lru_cache(maxsize=None)
+def _blas():
+    return ThreadpoolController()
 
 
 def choose_rank(tail_energy, delta):
@@ -83,22 +107,23 @@ def _normalise(matrix):
     return matrix, norm * scale
 
 
+def _gram_in_float32(matrix, delta):
+    """`(loss, k, grad)`, or None where float32 is not accurate enough, or the matrix zero or not finite."""
+    try:
+        loss, k, grad, error = _eigen_term(matrix, delta)
+    except np.linalg.LinAlgError:
+        return None
+    return (loss, k, grad) if error <= FLOAT32_ERROR else None
+
+
 def _gram(matrix, delta):
-    with _one_blas_thread():
-        if matrix.dtype != np.float64:
-            try:
-                loss, k, grad, error = _eigen_term(matrix.astype(np.float32, copy=False), delta)
-                if error <= FLOAT32_ERROR:
-                    return loss, k, grad
-            except np.linalg.LinAlgError:
-                pass
-        normalised, norm = _normalise(matrix)
-        try:
-            loss, k, grad, _ = _eigen_term(normalised, delta)
-        except np.linalg.LinAlgError as error:
-            _log.warning("eigen-decomposition of a %d x %d weight failed (%s); using an SVD", *matrix.shape, error)
-            return _dense_svd(normalised, norm, delta)
-        return loss, k, grad / norm
+    normalised, norm = _normalise(matrix)
+    try:
+        loss, k, grad, _ = _eigen_term(normalised, delta)
+    except np.linalg.LinAlgError as error:
+        _log.warning("eigen-decomposition of a %d x %d weight failed (%s); using an SVD", *matrix.shape, error)
+        return _dense_svd(normalised, norm, delta)
+    return loss, k, grad / norm
 
 
 def _eigen_term(matrix, delta):
@@ -114,23 +139,25 @@ def _eigen_term(matrix, delta):
     precision = float(np.finfo(matrix.dtype).eps)
     if not 1e-20 < total < 1e20:
         return 0.0, 0, None, np.inf
-    energy, basis = scipy.linalg.eigh(gram, driver="evd", overwrite_a=True, check_finite=False)
-    if not (np.isfinite(energy).all() and np.isfinite(basis).all()):
-        raise np.linalg.LinAlgError("eigenvalues or vectors are not finite")
-    # eigh sorts upwards: cumulative sums from the small end are the tails t_{r-1}, ..., t_0, without cancellation.
-    energy = np.maximum(energy, 0).astype(np.float64) / total
+    eigen = SymmetricEigen(gram)
+    # They ascend: cumulative sums from the small end are the tails t_{r-1}, ..., t_0, without cancellation.
+    energy = np.maximum(eigen.values, 0).astype(np.float64) / total
     tail_energy = np.cumsum(energy)[::-1]
     k = choose_rank(tail_energy, delta)
     tail, size = float(tail_energy[k]), len(energy)
 
     # -(2 / ||W||) (R - t W^) is a multiple of the projection of W on the smaller of head and tail, and one of W.
     if k <= size // 2:
-        side, of_side, of_matrix = basis[:, size - k:], 2 / total, -2 / total * (1 - tail)
+        side, of_side, of_matrix = eigen.vectors(size - k, size), 2 / total, -2 / total * (1 - tail)
     else:
-        side, of_side, of_matrix = basis[:, :size - k], -2 / total, 2 / total * tail
+        side, of_side, of_matrix = eigen.vectors(0, size - k), -2 / total, 2 / total * tail
+    if not np.isfinite(side).all():
+        raise np.linalg.LinAlgError("eigenvectors are not finite")
     scaled = side * matrix.dtype.type(of_side)
     grad = scaled @ (side.T @ matrix) if rows <= columns else (matrix @ side) @ scaled.T
-    grad += matrix * matrix.dtype.type(of_matrix)
+    of_matrix = matrix.dtype.type(of_matrix)
+    for row in range(0, rows, 16):  # piece by piece, in the processor's cache
+        grad[row:row + 16] += of_matrix * matrix[row:row + 16]
 
     distance = np.sort(np.abs(tail_energy - delta))
     settled = size == 1 or distance[1] - distance[0] > 100 * precision
@@ -141,18 +168,6 @@ def _eigen_term(matrix, delta):
         turned = 10 * precision * energy[-1] / gap if gap > 0 else np.inf
         error = turned * np.sqrt(2 * last / (tail * (1 - tail))) if tail > 0 else np.inf
     return -tail, k, grad, error if settled else np.inf
-
-
-@contextmanager
-def _one_blas_thread():
-    """Within the block matrix products use one thread: on matrices of this size more of them take longer."""
-    with _blas_lock, _blas().limit(limits=1, user_api="blas"):
-        yield
-
-
-@lru_cache(maxsize=None)
-def _blas():
-    return ThreadpoolController()
 
 
 def _dense_svd(normalised, norm, delta):

@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
-import scipy.linalg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from threadpoolctl import threadpool_info
 
-from rpg_ms.rank import rank_term, term
+from rpg_ms.rank import rank_term, rank_terms, term
+from rpg_ms.rank.lapack import SymmetricEigen
 from tests.golden_cases import rank_cases
 
 CASES = rank_cases()
@@ -85,9 +85,40 @@ def test_gram_in_float32_keeps_the_accuracy_of_float64(shape, decay):
     assert in_float32 < 5 if decay != 0.5 else in_float32 > 0  # both ways are taken
 
 
+def test_many_weights_are_as_one_by_one():
+    rng = np.random.default_rng(2)
+    weights = [rng.standard_normal(shape).astype(dtype) for shape, dtype in
+               (((4, 2, 3, 3), np.float32), ((64, 9), np.float32), ((3, 5), np.float64), ((30, 40), np.float32))]
+    weights[1][:] = 0
+    for weight, (loss, k, grad) in zip(weights, rank_terms(weights, 0.1)):
+        one_loss, one_k, one_grad = rank_term(weight, 0.1)
+        assert (loss, k) == (one_loss, one_k) and grad.tobytes() == one_grad.tobytes() and grad.shape == weight.shape
+    assert rank_terms([], 0.1) == []
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(np.float32, 1e-5), (np.float64, 1e-13)])
+@pytest.mark.parametrize("size", [1, 2, 3, 40, 130])
+def test_symmetric_eigen_in_parts(dtype, tolerance, size):
+    a = np.random.default_rng(size).standard_normal((size, 2 * size))
+    a = a @ a.T / (2 * size)
+    eigen = SymmetricEigen(a.astype(dtype))
+    wanted = np.linalg.eigvalsh(a)
+    np.testing.assert_allclose(eigen.values, wanted, atol=tolerance * wanted[-1])
+    for first, last in ((0, size), (0, size // 2), (size // 2, size), (size, size)):
+        v = eigen.vectors(first, last).astype(np.float64)
+        assert v.shape == (size, last - first)
+        np.testing.assert_allclose(v.T @ v, np.eye(last - first), atol=10 * tolerance)
+        np.testing.assert_allclose(a @ v, v * wanted[first:last], atol=10 * tolerance * wanted[-1])
+
+
+def test_a_matrix_that_is_not_finite_is_an_error():
+    with pytest.raises(np.linalg.LinAlgError):
+        SymmetricEigen(np.full((3, 3), np.nan))
+
+
 def test_blas_threads_are_as_before_afterwards():
     before = [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"]
-    rank_term(np.ones((4, 4), np.float32), 0.1, "gram")
+    rank_terms([np.ones((4, 4), np.float32)], 0.1)
     assert [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"] == before
 
 
@@ -113,11 +144,15 @@ def test_nonfinite_weights_are_loud():
 
 @pytest.mark.parametrize("failure", ["raises", "not finite"])
 def test_failed_decomposition_falls_back(monkeypatch, caplog, failure):
-    def broken(gram, **_):
-        if failure == "raises":
-            raise np.linalg.LinAlgError("did not converge")
-        return np.full(len(gram), np.nan), gram
-    monkeypatch.setattr(scipy.linalg, "eigh", broken)
+    class Broken:
+        def __init__(self, gram):
+            if failure == "raises":
+                raise np.linalg.LinAlgError("did not converge")
+            self.values = np.ones(len(gram))
+
+        def vectors(self, first, last):
+            return np.full((len(self.values), last - first), np.nan)
+    monkeypatch.setattr(term, "SymmetricEigen", Broken)
     case = CASES[5]
     loss, k, grad = rank_term(case.w, case.delta, "gram")
     assert k == case.k and loss == pytest.approx(case.loss, rel=1e-9)
