@@ -22,11 +22,15 @@ def main():
                         help="the exported network takes pixels, 0 to 255, float32, and normalises them itself")
     parser.add_argument("--softmax", action="store_true",
                         help="the exported network returns probabilities in the place of logits")
+    parser.add_argument("--compact", action="store_true",
+                        help="leave out the channels that the zeros made dead (ONNX)")
     args = parser.parse_args()
     if args.batch_size < 1:
         parser.error(f"--batch_size: {args.batch_size} is not at least 1")
     if args.value_type and args.file_format != "PACKED":
         parser.error(f"--value_type: for PACKED only, not for {args.file_format}")
+    if args.compact and args.file_format != "ONNX":
+        parser.error(f"--compact: for ONNX only, not for {args.file_format}")
     if args.file_format == "PACKED" and (args.batch_size != 1 or args.dynamic_batch or args.normalize_input
                                          or args.softmax):
         parser.error("--batch_size, --dynamic_batch, --normalize_input, --softmax: not for PACKED, which holds weights")
@@ -48,7 +52,7 @@ def main():
         report = export_packed(network, found, task, args.file_name, args.value_type or "float32", about)
     else:
         report = export(network, found, task, args.file_format, args.file_name, args.batch_size, args.dynamic_batch,
-                        args.normalize_input, args.softmax)
+                        args.normalize_input, args.softmax, args.compact)
     print(json.dumps(report))
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from mindspore import nn, ops
 
 import rpg_ms
+from rpg_ms.deploy.compact import compact
 from rpg_ms.deploy.onnx_operators import exportable, restore_operators
 from rpg_ms.errors import UserError, one_line
 from rpg_ms.files import atomic_path
@@ -27,7 +28,7 @@ ONNX_LIMIT = 2 ** 31  # bytes of a protobuf file
 
 
 def export(network, found, task, file_format, file_name, batch_size=1, dynamic_batch=False,
-           normalize_input=False, softmax=False):
+           normalize_input=False, softmax=False, compacted=False):
     """Write a network to a file, load it back and compare; only a file that agrees gets its name.
 
     Beside FILE comes FILE.json with what a program needs to know to use it.
@@ -43,6 +44,7 @@ def export(network, found, task, file_format, file_name, batch_size=1, dynamic_b
         dynamic_batch: export for any batch size (MINDIR, ONNX).
         normalize_input: the file takes pixels, 0 to 255, float32, and normalises them itself.
         softmax: the file returns probabilities in the place of logits.
+        compacted: leave out the channels that the zeros made dead (ONNX; `rpg_ms.deploy.compact`).
 
     Returns:
         What FILE.json holds but the classes' names, and
@@ -50,6 +52,7 @@ def export(network, found, task, file_format, file_name, batch_size=1, dynamic_b
         `parameters`, `multiply_adds`: trained parameters, and multiply-adds of one image in the prunable
         layers, as a dense runtime holds and executes them.
         `nonzero_parameters`, `nonzero_multiply_adds`: what of them the masks keep.
+        `compacted_multiply_adds`: what a dense runtime executes of the compacted file; only with `compacted`.
 
     Raises:
         UserError: the format is not to be had here or cannot hold the network, the file cannot be written, or
@@ -71,6 +74,7 @@ def export(network, found, task, file_format, file_name, batch_size=1, dynamic_b
         with atomic_path(path) as written:
             deployed.set_train(False)
             _write(deployed, inputs[:batch_size], file_format, dynamic_batch, str(written), model)
+            compaction = _compact(written) if compacted else {}
             difference = None
             if file_format != "AIR":
                 run, weights = _load_onnx(written) if file_format == "ONNX" else _load_mindir(written)
@@ -80,7 +84,7 @@ def export(network, found, task, file_format, file_name, batch_size=1, dynamic_b
                 cases = [(inputs[i], network(ms.Tensor(images[i])).asnumpy()) for i in batches]
                 difference = _compare_outputs(run, cases, path, file_format, softmax)
                 # MindSpore leaves out the weights that inference does not use.
-                used = [layer for layer, (dense, _) in zip(found.layers, flops) if dense]
+                used = [layer for layer, (dense, _) in zip(found.layers, flops) if dense and not compacted]
                 _compare_weights(weights, used, path)
             described = {
                 "file": str(path), "format": file_format, "bytes": written.stat().st_size,
@@ -89,7 +93,7 @@ def export(network, found, task, file_format, file_name, batch_size=1, dynamic_b
                 "input_layout": "NCHW", "input_dtype": "float32",
                 "input_values": "pixels, 0 to 255" if normalize_input else "(pixels / 255 - mean) / std",
                 "normalize_input": normalize_input, "mean": list(dataset.mean), "std": list(dataset.std),
-                "softmax": softmax, "classes": task.classes, "density": found.density,
+                "softmax": softmax, "compacted": compacted, "classes": task.classes, "density": found.density,
                 "nonzero": found.nonzero, "prunable": found.prunable, **task.evaluate(network),
                 "rpg_ms": rpg_ms.__version__, "mindspore": ms.__version__,
             }
@@ -103,7 +107,7 @@ def export(network, found, task, file_format, file_name, batch_size=1, dynamic_b
     return {**described, "max_abs_difference": difference, "parameters": parameters,
             "nonzero_parameters": parameters - found.prunable + found.nonzero,
             "multiply_adds": sum(dense for dense, _ in flops),
-            "nonzero_multiply_adds": sum(kept for _, kept in flops)}
+            "nonzero_multiply_adds": sum(kept for _, kept in flops), **compaction}
 
 
 class Deployed(nn.Cell):
@@ -185,6 +189,15 @@ def _write_onnx(deployed, example, dynamic_batch, path, model):
         written.graph.output[0].type.tensor_type.shape.dim[0].dim_param = "batch"
     onnx.checker.check_model(written)
     onnx.save(written, path)
+
+
+def _compact(path):
+    """Compact the ONNX file; what a dense runtime then executes."""
+    import onnx
+
+    model, _, multiply_adds = compact(onnx.load(path))
+    onnx.save(model, path)
+    return {"compacted_multiply_adds": multiply_adds}
 
 
 def _reason(error):
