@@ -16,11 +16,13 @@ ACTIVATIONS = {"Relu": lambda x: np.maximum(x, 0), "Identity": lambda x: x, "Sig
 POOLS = ("MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "ReduceMean")
 
 
-def compact(model):
+def compact(model, multiple_of=1):
     """The same network with fewer channels: `(model, multiply_adds_before, multiply_adds_after)`.
 
     Args:
         model: `onnx.ModelProto` with weights among its initializers; it is not changed.
+        multiple_of: numbers of channels are rounded up to a multiple of it, as far as the network had them:
+            runtimes that compute with blocks of channels are slow with others.
 
     Returns:
         A new `onnx.ModelProto`, and the multiply-adds of one image in its convolutions and dense layers, as a dense
@@ -31,6 +33,7 @@ def compact(model):
     graph = _Graph(onnx.shape_inference.infer_shapes(model))
     graph.follow()
     graph.find_needed()
+    graph.round_up(multiple_of)
     compacted = onnx.ModelProto()
     compacted.CopyFrom(model)
     graph.rewrite(compacted.graph)
@@ -204,6 +207,15 @@ class _Graph:
                 roots = self._roots(name)
                 if len(roots) and not self.needed[roots].any():
                     self.needed[roots[0]] = True
+
+    def round_up(self, multiple_of):
+        """Keep channels that could go, until every tensor has a multiple of so many, or all it had."""
+        count = -1
+        while count != (count := np.count_nonzero(self.needed)):
+            for name in self.channels:
+                roots = self._roots(name)
+                spare = np.unique(roots[~self.needed[roots]])
+                self.needed[spare[:-int(self.needed[roots].sum()) % multiple_of]] = True
 
     def _is_dense(self, node):
         """Whether it is a layer whose outputs and inputs are different channels, both followed."""

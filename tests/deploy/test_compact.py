@@ -144,6 +144,18 @@ def test_flattened_planes_and_a_hidden_dense_layer():
     assert channels == [3] and (cost, less) == (9 * 9 * 8 + 36 * 5 + 20, 9 * 9 * 6 + 27 * 5 + 20)
 
 
+def test_rounded_up_to_whole_blocks():
+    net = Builder()
+    x = net.add("Relu", net.conv("images", 2, 12, dead=range(7), bias=False))
+    y = net.add("Relu", net.conv(x, 12, 10, dead=range(9), bias=False))
+    model = net.head(net.conv(y, 10, 16), 16, unread=range(7))
+    for multiple_of, channels in ((1, [5, 1, 9]), (4, [8, 4, 12]), (8, [8, 8, 16])):
+        new, _, _ = compact(model, multiple_of)
+        arrays = {x.name: x.dims for x in new.graph.initializer}
+        assert [arrays[node.input[1]][0] for node in new.graph.node if node.op_type == "Conv"] == channels
+        np.testing.assert_allclose(run(new, net.shape), run(model, net.shape), atol=1e-5)
+
+
 def test_unknown_operators_keep_what_they_read():
     net = Builder()
     x = net.add("Softmax", net.conv("images", 2, 5, dead=(1,), bias=False), axis=1)
@@ -173,7 +185,9 @@ def test_random_residual_networks(seed):
             x, width = net.add("Concat", x, branch, axis=1), width + 6
         else:
             x = net.add(str(kind), x, branch)
-    compacted(net, net.head(x, width, unread=net.rng.choice(width, 2)), varies=0)
+    model = net.head(x, width, unread=net.rng.choice(width, 2))
+    compacted(net, model, varies=0)
+    np.testing.assert_allclose(run(compact(model, 4)[0], net.shape), run(model, net.shape), rtol=1e-4, atol=1e-5)
 
 
 def test_layers_as_scipy_matrices():

@@ -101,6 +101,24 @@ def test_every_family_in_onnxruntime(family, task, tmp_path, monkeypatch):
     assert [type(cell) for _, cell in network.cells_and_names()] == classes, "left as it was found"
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_compacted(family, task, tmp_path, monkeypatch):
+    """Half the filters of every layer but the last are zero; nothing the network computes changes."""
+    ms.set_seed(3)
+    network, found = pruned(FAMILIES[family](monkeypatch))
+    rng = np.random.default_rng(1)
+    for layer in found.layers[:-1]:
+        mask = layer.mask.asnumpy().copy()
+        mask[rng.choice(len(mask), len(mask) // 2, replace=False)] = False
+        set_topology(layer, layer.weight.asnumpy(), mask)
+    report = export(network, found, task, "ONNX", tmp_path / "net", batch_size=16, compacted=True)
+    assert report["compacted"] and report["max_abs_difference"] <= 1e-5 * max(1, np.abs(task.test_images(1)).max())
+    dense = report["multiply_adds"]
+    assert report["compacted_multiply_adds"] <= dense
+    if family in ("cifar_resnet", "resnet50", "cifar_vgg19"):
+        assert report["compacted_multiply_adds"] < 0.8 * dense
+
+
 def test_in_place_addition_is_in_place_again():
     class Twice(nn.Cell):
         def construct(self, x):
