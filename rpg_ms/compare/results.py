@@ -170,13 +170,15 @@ def section(document, language: str) -> str:
         language: "en" or "cn"; the numbers are the same.
     """
     words = WORDS[language]
-    places = "; ".join(_place(found, words) for found in document["environments"])
+    places = "; ".join(place(found, language) for found in document["environments"])
     figures = words["figures"].format(images=words[document["evaluated_on"]])
     made = words["made"].format(places=places or "?", date=document["date"], command=document["command"])
     return f"{table(document, language)}\n\n{figures}\n{made}"
 
 
-def _place(found, words):
+def place(found, language: str) -> str:
+    """An `environment()` in words."""
+    words = WORDS[language]
     machine, versions = found["machine"], found["versions"]
     return ", ".join([machine["cpu"], f"{machine['cores']} {words['cores']}",
                       f"{machine['memory_gb']} {words['memory']}", machine["platform"],
