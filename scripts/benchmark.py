@@ -27,10 +27,12 @@ from pathlib import Path
 
 import numpy as np
 
-from rpg_ms.compare.results import environment
-from rpg_ms.config import OneLineParser
-from rpg_ms.errors import UserError, front_door
-from rpg_ms.files import atomic_path
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from rpg_ms.compare.results import environment  # noqa: E402
+from rpg_ms.config import OneLineParser  # noqa: E402
+from rpg_ms.errors import UserError, front_door  # noqa: E402
+from rpg_ms.files import atomic_path  # noqa: E402
 
 PROJECT = Path(__file__).resolve().parent.parent
 DENSITY = 0.05

@@ -8,10 +8,14 @@ as in training.
 """
 import itertools
 import json
+import sys
 import time
+from pathlib import Path
 
-from rpg_ms.config import OneLineParser, add_shared_arguments, load_config
-from rpg_ms.errors import UserError, front_door
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from rpg_ms.config import OneLineParser, add_shared_arguments, load_config  # noqa: E402
+from rpg_ms.errors import UserError, front_door  # noqa: E402
 
 WARM_UP = 3  # batches: compiling, starting workers
 ENDLESS = 10**5  # steps; MindSpore lists them all beforehand, so not more

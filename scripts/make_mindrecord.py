@@ -2,9 +2,14 @@
 
     python scripts/make_mindrecord.py FOLDER OUTPUT_FOLDER [--shards N]
 """
-from rpg_ms.config import OneLineParser
-from rpg_ms.data.mindrecord import write_class_folders
-from rpg_ms.errors import UserError, front_door
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from rpg_ms.config import OneLineParser  # noqa: E402
+from rpg_ms.data.mindrecord import write_class_folders  # noqa: E402
+from rpg_ms.errors import UserError, front_door  # noqa: E402
 
 
 def main():

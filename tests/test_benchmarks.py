@@ -1,0 +1,51 @@
+"""The benchmark scripts run and refuse what they cannot use; what they measure is not tested."""
+import json
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from conftest import PROJECT
+
+
+def script(name, *arguments):
+    return subprocess.run([sys.executable, str(PROJECT / "scripts" / name), *map(str, arguments)],
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
+
+
+@pytest.fixture
+def sparse_file(tmp_path):
+    weight = np.zeros((3, 5), np.float32)
+    weight[1, 2] = 2
+    graph = helper.make_graph(
+        [helper.make_node("Gemm", ["images", "w"], ["out"], transB=1)], "net",
+        [helper.make_tensor_value_info("images", TensorProto.FLOAT, (4, 5))],
+        [helper.make_tensor_value_info("out", TensorProto.FLOAT, (4, 3))], [numpy_helper.from_array(weight, "w")])
+    path = tmp_path / "net.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), str(path))
+    return path
+
+
+def test_onnx_files_are_timed(sparse_file):
+    result = script("benchmark_onnx.py", sparse_file, "--seconds", 0.05)
+    assert result.returncode == 0, result.stderr
+    line = json.loads(result.stdout.splitlines()[0])
+    assert line["runtime"] == "onnxruntime" and line["batch"] == 4 and line["max_abs_difference"] == 0
+    assert line["sparse_ms"] > 0 and line["dense_ms"] > 0
+    assert line["sparse_images_per_s"] == pytest.approx(4000 / line["sparse_ms"], rel=0.5)
+
+
+@pytest.mark.parametrize("name, arguments, word", [
+    ("benchmark_onnx.py", ["nowhere.onnx"], "nowhere.onnx"),
+    ("benchmark_onnx.py", [__file__], "is not an ONNX file"),
+    ("benchmark_onnx.py", ["x.onnx", "--seconds", "0"], "--seconds"),
+    ("benchmark_onnx.py", ["x.onnx", "--threads", "0"], "--threads"),
+    ("benchmark.py", ["walking"], "walking"),
+])
+def test_mistakes(name, arguments, word):
+    result = script(name, *arguments)
+    assert result.returncode == 2 and word in result.stderr and result.stderr.count("\n") <= 2
+    assert "Traceback" not in result.stderr
