@@ -4,6 +4,8 @@ from __future__ import annotations
 import mindspore as ms
 from mindspore import ops
 
+from rpg_ms.rank.matmul import normalise
+
 
 def svd_dtype():
     """float64 where the device has it: in float32 a small gap at the cut costs the gradient its third digit."""
@@ -16,12 +18,7 @@ def svd_term(weight, delta):
     The definition, in the weight's precision (float32 or float64), of static shape throughout.
     """
     matrix = weight.reshape(weight.shape[0], -1)
-    scale = ops.abs(matrix).max()
-    scale = ops.select(scale > 0, scale, ops.ones_like(scale))  # so that no square under- or overflows
-    scaled = matrix / scale
-    norm = ops.sqrt((scaled * scaled).sum())
-    norm = ops.select(norm > 0, norm, ops.ones_like(norm))
-    normalised = scaled / norm
+    normalised, norm = normalise(matrix)
     # The rows are mixed by a reflection first: with many exact zeros, as in a sparse weight, MindSpore 2.7's svd now and
     # then returns factors of another matrix (8 of 1,500 random 16 x 27 ones at 2 % density; none when reflected).
     axis = ops.cos(ops.arange(1, normalised.shape[0] + 1, dtype=ms.float32)).astype(matrix.dtype).reshape(-1, 1)
@@ -41,7 +38,7 @@ def svd_term(weight, delta):
     tail = (index >= k).astype(matrix.dtype)
     t_k = (energy * tail).sum()
     residual = _reflect(ops.matmul(u * (s * tail), vt), axis)
-    grad = (residual - t_k * normalised) * (-2.0 / norm) / scale
+    grad = (residual - t_k * normalised) * (-2.0 / norm)
     loss = ops.select(wrong, ops.full_like(t_k, float("nan")), -t_k)
     return loss, k, grad.reshape(weight.shape)
 
