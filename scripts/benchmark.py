@@ -200,6 +200,12 @@ def start():
     bare = min(command("-c", "import mindspore") for _ in range(3))
     yield ("start_help", "`train.py --help` / `import mindspore`", "`train.py --help` / `import mindspore`",
            round(help_time / bare, 2), None)
+    dense, masked, inputs = dense_step("cifar_resnet20", 32), masked_step("cifar_resnet20", 32), batch_of(128, 32)
+    first = [seconds(lambda: cell(*inputs).asnumpy()) for cell in (dense, masked)]
+    later = [min(seconds(lambda: cell(*inputs).asnumpy()) for _ in range(3)) for cell in (dense, masked)]
+    yield ("start_compile", "compiling the masked / the dense step of CIFAR ResNet-20",
+           "编译 CIFAR ResNet-20 的掩码步 / 稠密步", round((first[1] - later[1]) / (first[0] - later[0]), 2), None)
+    yield ("start_compile_seconds", "compiling the masked step, seconds", "编译掩码步，秒", round(first[1] - later[1], 1), None)
     with tempfile.TemporaryDirectory() as folder:
         log = subprocess.run(
             [sys.executable, "-c", "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True); "
