@@ -119,7 +119,7 @@ class _Graph:
             self._fresh(out, len(weight))
             self.constant[out] = np.where((reads & varies).any(1), np.nan, value)
             return True
-        if kind == "BatchNormalization":
+        if kind == "BatchNormalization" and all(name in self.arrays for name in node.input[1:5]):
             scale, shift = self._norm(node)
             return self._pass(node.input[0], out, scale * self.constant[node.input[0]] + shift)
         if kind in ACTIVATIONS and len(known) == 1 and known[0] == node.input[0]:
@@ -248,7 +248,7 @@ class _Graph:
                 continue
             if node.op_type in ("Conv", "Gemm", "MatMul") and self.layer(node) is not None:
                 self._rewrite_layer(node, put)
-            elif node.op_type == "BatchNormalization":
+            elif node.op_type == "BatchNormalization" and not self._kept(node.input[0]).all():
                 kept = self._kept(node.input[0])
                 for place in range(1, 5):
                     put(node, place, self.arrays[node.input[place]][kept])
@@ -316,6 +316,8 @@ class _Graph:
             if node.op_type == "MatMul" or not _attribute(node, "transB", 0):
                 weight = weight.T
             padded = node.op_type == "MatMul"  # like a padded convolution it can take no constant, having no bias
+        if _attribute(node, "group", 1) == 1 and len(self.channels.get(node.input[0], ())) != weight.shape[1]:
+            return None  # shapes that the graph does not tell
         bias = np.zeros(len(weight))
         if len(node.input) > 2 and node.input[2]:
             if node.input[2] not in self.arrays:

@@ -203,3 +203,12 @@ def test_layers_as_scipy_matrices():
         assert np.array_equal(matrix.toarray().reshape(layer.weight.shape), layer.weight.asnumpy())
         x = rng.standard_normal(matrix.shape[1]).astype(np.float32)
         np.testing.assert_allclose(matrix @ x, matrix.toarray() @ x, atol=1e-5)
+
+
+def test_a_graph_that_does_not_tell_its_shapes_stays():
+    net = Builder()
+    x = net.add("Relu", net.conv("images", 2, 5, dead=(1,), bias=False))
+    model = net.head(net.conv(x, 5, 6, 1), 6)
+    dimension = model.graph.input[0].type.tensor_type.shape.dim[1]
+    dimension.dim_param = "channels"
+    np.testing.assert_allclose(run(compact(model)[0], net.shape), run(model, net.shape), atol=1e-5)
