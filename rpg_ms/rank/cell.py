@@ -18,7 +18,7 @@ class RankLoss(nn.Cell):
 
     Args:
         delta: error budget in (0, 1].
-        backend: "gram" (on the host, in float64; CPU), "matmul" (multiplications only, layers of equal size in
+        backend: "gram" (on the host; CPU), "matmul" (multiplications only, layers of equal size in
             batches; CPU, GPU, Ascend) or "svd" (`ops.svd`; CPU, GPU, Ascend).
 
     Inputs:
@@ -132,6 +132,7 @@ class RankLoss(nn.Cell):
         return terms
 
     def _on_host(self, vector):
+        """What `_host_terms` asks for, from array to array."""
         count = int(vector[0])
         shapes = vector[1:1 + 2 * count].astype(np.int64).reshape(count, 2)
         ends = 1 + 2 * count + np.cumsum(shapes.prod(1))
