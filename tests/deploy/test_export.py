@@ -181,7 +181,7 @@ def test_what_lies_beside_the_file(small, task, tmp_path):
         "sha256": hashlib.sha256(content).hexdigest(), "model": "cifar_resnet8",
         "input_shape": [16, 1, 28, 28], "input_layout": "NCHW", "input_dtype": "float32",
         "input_values": "(pixels / 255 - mean) / std", "normalize_input": False, "mean": [0.286],
-        "std": [0.353], "softmax": False, "classes": 10, "class_names": list(CLASSES),
+        "std": [0.353], "softmax": False, "compacted": False, "classes": 10, "class_names": list(CLASSES),
         "density": found.density,
         "nonzero": found.nonzero, "prunable": found.prunable, "top1": task.evaluate(network)["top1"],
         "rpg_ms": "0.1.0", "mindspore": ms.__version__}
