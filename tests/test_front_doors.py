@@ -1,6 +1,8 @@
 """A real tiny run through the three doors, and everything a user can get wrong."""
+import fcntl
 import json
 import os
+import shutil
 import stat
 
 import mindspore as ms
@@ -162,3 +164,15 @@ def test_mistakes_in_training(run, arguments, words):
 
 def test_mindspores_compile_cache_is_refused(run):
     refused(door("train.py", "--config", "tiny.yaml", cwd=run, MS_COMPILER_CACHE_ENABLE="1"), "MS_COMPILER_CACHE_ENABLE")
+
+
+@pytest.mark.parametrize("flag", [["--overwrite"], ["--resume", "auto"]], ids=" ".join)
+def test_two_processes_in_one_folder(run, tmp_path, flag):
+    shutil.copytree(run / "out", tmp_path / "out")
+    shutil.copy(run / "tiny.yaml", tmp_path)
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    with open(tmp_path / "out/metrics.jsonl", "ab") as metrics:
+        fcntl.lockf(metrics, fcntl.LOCK_EX)  # as a run holds it
+        refused(door("train.py", "--config", "tiny.yaml", "--output_dir", "out", "--seed", 3, *flag, cwd=tmp_path),
+                "out", "another process")
+    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before

@@ -1,6 +1,7 @@
 """A run's folder: `config.yaml`, `metrics.jsonl`, checkpoints and, when finished, `summary.json`."""
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -59,7 +60,7 @@ class RunFolder(NoFolder):
 
     Raises:
         UserError: the folder cannot be written, holds an earlier run that is neither to be replaced nor to go on, or
-            one that began with another configuration.
+            one that began with another configuration, or another process is at work in it.
     """
 
     def __init__(self, config, overwrite=False, resume=False, allow_changes=False):
@@ -82,17 +83,31 @@ class RunFolder(NoFolder):
             if changes and not self.allow_changes:
                 raise UserError(f"{config_path}: the run began with another configuration: {changes}; "
                                 "--allow_changes goes on all the same")
-            if changes:  # a finished run may have become longer
-                (self.path / "summary.json").unlink(missing_ok=True)
+        else:
+            changes = ""
         self.path.mkdir(parents=True, exist_ok=True)
+        self._metrics = open(metrics_path, "ab")
+        self._keep_others_out()
+        if changes:  # a finished run may have become longer
+            (self.path / "summary.json").unlink(missing_ok=True)
         if not resume:
+            self._metrics.truncate(0)
             for path in earlier:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                if path != metrics_path:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
         for folder in (self.path, self.path / "checkpoints"):
             for left_behind in folder.glob(f"{UNFINISHED}*"):  # by a run that was killed
                 shutil.rmtree(left_behind)
         self._write_text("config.yaml", dump_config(config))
-        self._metrics = open(metrics_path, "ab")
+
+    def _keep_others_out(self):
+        """Hold the lock of metrics.jsonl for as long as the process lives."""
+        try:
+            fcntl.lockf(self._metrics, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            raise UserError(f"output_dir: another process is at work in {self.path}") from None
+        except OSError:
+            pass  # a file system without locks
 
     def log(self, event, **figures):
         """Append one line to metrics.jsonl."""
