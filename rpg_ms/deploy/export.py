@@ -24,6 +24,7 @@ IMAGES = 64  # real test images that a file is verified on, at least
 MINDIR_TOLERANCE = 1e-5  # of an output
 # Of the largest output, as another runtime sums in another order: over mindcv's families 1e-6, at most 7e-6.
 ONNX_TOLERANCE = 5e-5
+COMPACTION_TOLERANCE = 1e-5  # of an output, or of the largest where that is above 1
 CHANNELS = 8  # a compacted network has multiples of it, as onnxruntime's layouts on AVX2 want
 ONNX_LIMIT = 2 ** 31  # bytes of a protobuf file
 
@@ -53,7 +54,8 @@ def export(network, found, task, file_format, file_name, batch_size=1, dynamic_b
         `parameters`, `multiply_adds`: trained parameters, and multiply-adds of one image in the prunable
         layers, as a dense runtime holds and executes them.
         `nonzero_parameters`, `nonzero_multiply_adds`: what of them the masks keep.
-        `compacted_multiply_adds`: what a dense runtime executes of the compacted file; only with `compacted`.
+        `compacted_multiply_adds`, `compaction_difference`: what a dense runtime executes of the compacted file, and
+        the largest change of an output by compaction; only with `compacted`.
 
     Raises:
         UserError: the format is not to be had here or cannot hold the network, the file cannot be written, or
@@ -75,7 +77,7 @@ def export(network, found, task, file_format, file_name, batch_size=1, dynamic_b
         with atomic_path(path) as written:
             deployed.set_train(False)
             _write(deployed, inputs[:batch_size], file_format, dynamic_batch, str(written), model)
-            compaction = _compact(written) if compacted else {}
+            compaction = _compact(written, inputs[:batch_size]) if compacted else {}
             difference = None
             if file_format != "AIR":
                 run, weights = _load_onnx(written) if file_format == "ONNX" else _load_mindir(written)
@@ -192,13 +194,17 @@ def _write_onnx(deployed, example, dynamic_batch, path, model):
     onnx.save(written, path)
 
 
-def _compact(path):
-    """Compact the ONNX file; what a dense runtime then executes."""
+def _compact(path, images):
+    """Compact the ONNX file; what a dense runtime then executes, and by how much its outputs changed."""
     import onnx
 
+    before = _load_onnx(path)[0](images)
     model, _, multiply_adds = compact(onnx.load(path), CHANNELS)
     onnx.save(model, path)
-    return {"compacted_multiply_adds": multiply_adds}
+    difference = float(np.abs(_load_onnx(path)[0](images) - before).max())
+    if not difference <= COMPACTION_TOLERANCE * max(1, np.abs(before).max()):
+        raise UserError(f"--compact: the outputs would change by {difference:.3g}; export without it")
+    return {"compacted_multiply_adds": multiply_adds, "compaction_difference": difference}
 
 
 def _reason(error):
