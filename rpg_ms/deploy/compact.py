@@ -131,9 +131,11 @@ class _Graph:
             return self._pass(known[0], out, np.where(source == 0, 0, np.nan) if mixes else source)
         if kind in ("Flatten", "Reshape", "Squeeze") and len(known) == 1:
             width, shape = self._width(known[0]), self.shapes.get(out, [])
-            if not width or len(shape) != 2 or shape[0] != self.shapes[known[0]][0] or shape[1] % width:
+            if not width or len(shape) != 2 or shape[0] != self.shapes[known[0]][0]:
                 return False
-            repeats = shape[1] // width
+            repeats, rest = divmod(shape[1], width)
+            if rest or not repeats:
+                return False
             self.channels[out] = np.repeat(self.channels[known[0]], repeats)
             self.constant[out] = np.repeat(self.constant[known[0]], repeats)
             return True
