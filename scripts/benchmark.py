@@ -27,14 +27,14 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+PROJECT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(PROJECT))
 
 from rpg_ms.compare.results import environment  # noqa: E402
 from rpg_ms.config import OneLineParser  # noqa: E402
 from rpg_ms.errors import UserError, front_door  # noqa: E402
 from rpg_ms.files import atomic_path  # noqa: E402
 
-PROJECT = Path(__file__).resolve().parent.parent
 DENSITY = 0.05
 UPDATE_EVERY = 100
 

@@ -1,19 +1,12 @@
 """The benchmark scripts run and refuse what they cannot use; what they measure is not tested."""
 import json
-import subprocess
-import sys
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from conftest import PROJECT
-
-
-def script(name, *arguments):
-    return subprocess.run([sys.executable, str(PROJECT / "scripts" / name), *map(str, arguments)],
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
+from doors import door
 
 
 @pytest.fixture
@@ -30,7 +23,7 @@ def sparse_file(tmp_path):
 
 
 def test_onnx_files_are_timed(sparse_file):
-    result = script("benchmark_onnx.py", sparse_file, "--seconds", 0.05)
+    result = door("scripts/benchmark_onnx.py", sparse_file, "--seconds", 0.05, cwd=sparse_file.parent)
     assert result.returncode == 0, result.stderr
     line = json.loads(result.stdout.splitlines()[0])
     assert line["runtime"] == "onnxruntime" and line["batch"] == 4 and line["max_abs_difference"] == 0
@@ -45,7 +38,7 @@ def test_onnx_files_are_timed(sparse_file):
     ("benchmark_onnx.py", ["x.onnx", "--threads", "0"], "--threads"),
     ("benchmark.py", ["walking"], "walking"),
 ])
-def test_mistakes(name, arguments, word):
-    result = script(name, *arguments)
+def test_mistakes(tmp_path, name, arguments, word):
+    result = door(f"scripts/{name}", *arguments, cwd=tmp_path)
     assert result.returncode == 2 and word in result.stderr and result.stderr.count("\n") <= 2
     assert "Traceback" not in result.stderr

@@ -13,6 +13,7 @@ import numpy as np
 
 ACTIVATIONS = {"Relu": lambda x: np.maximum(x, 0), "Identity": lambda x: x, "Sigmoid": None, "HardSigmoid": None,
                "HardSwish": None, "LeakyRelu": None, "Elu": None, "Tanh": None, "Erf": None, "Clip": None}
+LAYERS = ("Conv", "Gemm", "MatMul")
 POOLS = ("MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "ReduceMean")
 
 
@@ -39,14 +40,7 @@ def compact(model, multiple_of=1):
     graph.rewrite(compacted.graph)
     del compacted.graph.value_info[:]  # of the old shapes
     onnx.checker.check_model(compacted)
-    return compacted, _multiply_adds(model), _multiply_adds(compacted)
-
-
-def _multiply_adds(model):
-    import onnx
-
-    graph = _Graph(onnx.shape_inference.infer_shapes(model))
-    return sum(graph.multiply_adds(node) for node in graph.nodes)
+    return compacted, graph.multiply_adds(), _Graph(onnx.shape_inference.infer_shapes(compacted)).multiply_adds()
 
 
 class _Graph:
@@ -97,7 +91,7 @@ class _Graph:
         """Whether the node is one that single channels can be followed through."""
         kind, out = node.op_type, node.output[0]
         known = [name for name in node.input if name in self.channels]
-        if kind in ("Conv", "Gemm", "MatMul"):
+        if kind in LAYERS:
             layer = self.layer(node)
             if layer is None or known != [node.input[0]]:
                 return False
@@ -112,12 +106,10 @@ class _Graph:
                 self.constant[out] = np.where(exact, bias + summed * np.where(exact, source, 0),
                                               np.where(weight.reshape(len(weight), -1).any(1), np.nan, bias))
                 return True
-            reads = weight.reshape(*weight.shape[:2], -1).any(2)  # [out, in]
             varies = ~self._folds(source, padded)
-            summed = weight.reshape(*weight.shape[:2], -1).sum(2, dtype=np.float64)
-            value = bias + summed @ np.where(varies, 0, source)
+            value = bias + _summed(weight) @ np.where(varies, 0, source)
             self._fresh(out, len(weight))
-            self.constant[out] = np.where((reads & varies).any(1), np.nan, value)
+            self.constant[out] = np.where((_reads(weight) & varies).any(1), np.nan, value)
             return True
         if kind == "BatchNormalization" and all(name in self.arrays for name in node.input[1:5]):
             scale, shift = self._norm(node)
@@ -196,15 +188,18 @@ class _Graph:
     def find_needed(self):
         self.needed = np.zeros(len(self._class_of), bool)
         self.needed[[self._root(one) for one in self.pinned]] = True
-        layers = [node for node in self.nodes if self._is_dense(node)]
+        layers = []  # of each: its channels out and in, and which varying one reads which varying one
+        for node in reversed(self.nodes):
+            if self._is_dense(node):
+                weight, _, padded = self.layer(node)
+                computed = np.isnan(self.constant[node.output[0]])
+                varies = ~self._folds(self.constant[node.input[0]], padded)
+                layers.append((self._roots(node.output[0]), self._roots(node.input[0]),
+                               _reads(weight) & computed[:, None] & varies))
         count = -1
         while count != (count := np.count_nonzero(self.needed)):
-            for node in reversed(layers):
-                weight, _, padded = self.layer(node)
-                reads = weight.reshape(*weight.shape[:2], -1).any(2)
-                computed = self.needed[self._roots(node.output[0])] & np.isnan(self.constant[node.output[0]])
-                read = reads[computed].any(0) & ~self._folds(self.constant[node.input[0]], padded)
-                self.needed[self._roots(node.input[0])[read]] = True
+            for outputs, inputs, reads in layers:
+                self.needed[inputs[reads[self.needed[outputs]].any(0)]] = True
             for name in self.channels:  # a tensor has a channel at least
                 roots = self._roots(name)
                 if len(roots) and not self.needed[roots].any():
@@ -221,8 +216,8 @@ class _Graph:
 
     def _is_dense(self, node):
         """Whether it is a layer whose outputs and inputs are different channels, both followed."""
-        return (node.op_type in ("Conv", "Gemm", "MatMul") and _attribute(node, "group", 1) == 1
-                and node.input[0] in self.channels and self.layer(node) is not None)
+        return (_attribute(node, "group", 1) == 1 and self.layer(node) is not None
+                and node.input[0] in self.channels)
 
     @staticmethod
     def _folds(constant, padded):
@@ -248,7 +243,7 @@ class _Graph:
         for node in graph.node:
             if not any(name in self.channels for name in node.input):
                 continue
-            if node.op_type in ("Conv", "Gemm", "MatMul") and self.layer(node) is not None:
+            if self.layer(node) is not None:
                 self._rewrite_layer(node, put)
             elif node.op_type == "BatchNormalization" and not self._kept(node.input[0]).all():
                 kept = self._kept(node.input[0])
@@ -286,8 +281,7 @@ class _Graph:
             return
         constant = self.constant[node.input[0]]
         gone = ~source & self._folds(constant, padded)
-        summed = weight.reshape(*weight.shape[:2], -1).sum(2, dtype=np.float64)
-        bias = bias + summed[:, gone] @ constant[gone]
+        bias = bias + _summed(weight)[:, gone] @ constant[gone]
         weight = weight[out][:, source]
         if node.op_type == "Conv":
             put(node, 1, weight)
@@ -305,7 +299,7 @@ class _Graph:
 
     def layer(self, node):
         """`(weight [out, in, ...], bias [out] float64, whether it pads)` of a convolution or dense layer, or None."""
-        if len(node.input) < 2 or node.input[1] not in self.arrays:
+        if node.op_type not in LAYERS or node.input[1] not in self.arrays:
             return None
         weight = self.arrays[node.input[1]]
         if node.op_type == "Conv":
@@ -327,13 +321,14 @@ class _Graph:
             bias = np.broadcast_to(self.arrays[node.input[2]].reshape(-1), bias.shape).astype(np.float64)
         return weight, bias, padded
 
-    def multiply_adds(self, node):
-        """Of one image."""
-        if node.op_type not in ("Conv", "Gemm", "MatMul") or node.input[1] not in self.arrays:
-            return 0
-        shape, weight = self.shapes[node.output[0]], self.arrays[node.input[1]]
-        positions = int(np.prod(shape[2:] if node.op_type == "Conv" else shape[1:-1]))
-        return positions * weight.size
+    def multiply_adds(self):
+        """Of one image, in all layers."""
+        total = 0
+        for node in self.nodes:
+            if node.op_type in LAYERS and node.input[1] in self.arrays:
+                shape = self.shapes[node.output[0]]
+                total += int(np.prod(shape[2:] if node.op_type == "Conv" else shape[1:-1])) * self.arrays[node.input[1]].size
+        return total
 
     def _norm(self, node):
         scale, shift, mean, variance = (self.arrays[name].astype(np.float64) for name in node.input[1:5])
@@ -360,6 +355,16 @@ class _Graph:
     def _width(self, name):
         shape = self.shapes.get(name, [])
         return shape[1] if len(shape) > 1 else 0
+
+
+def _reads(weight):
+    """Which output of a layer has a weight for which input: bool `[out, in]`."""
+    return weight.reshape(*weight.shape[:2], -1).any(2)
+
+
+def _summed(weight):
+    """What an output gets from an input that is 1 everywhere: float64 `[out, in]`."""
+    return weight.reshape(*weight.shape[:2], -1).sum(2, dtype=np.float64)
 
 
 def _attribute(node, name, default):

@@ -102,7 +102,7 @@ class RunFolder(NoFolder):
 
     def _keep_others_out(self):
         """Hold the lock of metrics.jsonl for as long as the process lives."""
-        try:
+        try:  # a lock that worker processes do not inherit: those of a killed run keep nobody out
             fcntl.lockf(self._metrics, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
             raise UserError(f"output_dir: another process is at work in {self.path}") from None

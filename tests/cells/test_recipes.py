@@ -5,6 +5,7 @@ import pytest
 from mindcv.optim import create_optimizer
 from mindspore import amp, nn, ops
 
+from networks import Net
 from rpg_ms.cells import SparseTrainStep, WeightAverage, sparsify
 from rpg_ms.pruning.allocation import global_counts
 from rpg_ms.pruning.calendar import UpdateCalendar
@@ -16,18 +17,15 @@ ONE = ms.Tensor(1.0, ms.float32)
 INFINITY = ms.Tensor(np.inf, ms.float32)
 
 
-class Net(nn.Cell):
-    """No batch statistics, so that a batch is the mean of its pieces. `factor` scales the loss."""
+class ScaledLoss(nn.Cell):
+    """A network with cross-entropy, which `factor` scales."""
 
-    def __init__(self):
-        super().__init__()
-        self.conv1 = nn.Conv2d(2, 6, 3)
-        self.conv2 = nn.Conv2d(6, 8, 3, 2)
-        self.fc = nn.Dense(8, 3)
+    def __init__(self, network):
+        super().__init__(auto_prefix=False)
+        self.network = network
 
     def construct(self, x, y, factor):
-        x = ops.relu(self.conv2(ops.relu(self.conv1(x)))).mean((2, 3))
-        return ops.cross_entropy(self.fc(x), y) * factor.mean()
+        return ops.cross_entropy(self.network(x), y) * factor.mean()
 
 
 def data(seed=0, n=8):
@@ -41,8 +39,8 @@ def build(calendar=CALENDAR, alpha=0.3, average=None, **options):
     found = sparsify(network)
     optimizer = create_optimizer(network.trainable_params(), "momentum", lr=[0.05] * 100, weight_decay=0.01)
     average = WeightAverage(network, average) if average else None
-    step = SparseTrainStep(network, optimizer, found.layers, calendar, alpha, rank_loss=RankLoss(0.2), rank_weight=0.5,
-                           average=average, **options).set_train()
+    step = SparseTrainStep(ScaledLoss(network), optimizer, found.layers, calendar, alpha, rank_loss=RankLoss(0.2),
+                           rank_weight=0.5, average=average, **options).set_train()
     return network, found, step
 
 
