@@ -15,7 +15,8 @@ def test_rows():
     assert (METHODS["gmp"].schedule, METHODS["gmp"].alpha, METHODS["gmp"].rank_lambda) == ("cubic", 0.0, 0.0)
     assert [name for name, method in METHODS.items() if not method.prunes] == ["dense"]
     assert [name for name, method in METHODS.items() if method.prunes and not method.updates] == ["one_shot", "static"]
-    assert [name for name, method in METHODS.items() if method.rank_lambda] == ["rpg"]
+    assert [name for name, method in METHODS.items() if method.rank_lambda] == ["rpg", "rpg_erk"]
+    assert METHODS["rpg_erk"] == dataclasses.replace(METHODS["rpg"], schedule="cubic", allocation="erk", prune_until=0.6)
 
 
 @pytest.mark.parametrize("choices, message", [
