@@ -37,7 +37,10 @@ SPARSEST = {network_of(name): name
 @pytest.mark.parametrize("name", NAMES)
 def test_recipes_of_a_network_train_alike(name):
     changed = changed_keys(recipe(name), recipe(SPARSEST[network_of(name)]))
-    assert set(changed) <= {"pruning.density", "rank.lambda", "rank.delta", "model.pretrained", "output_dir"}
+    free = {"pruning.density", "rank.lambda", "rank.delta", "model.pretrained", "output_dir"}
+    if "_8epochs" in name:  # one protocol, two methods
+        free |= {f"pruning.{key}" for key in ("method", "schedule", "allocation", "prune_until", "freeze_after")}
+    assert set(changed) <= free
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -96,6 +99,10 @@ def test_numbers_of_the_eight_epoch_comparison():
     steps = np.arange(8 * 390)  # cosine to 0 from the very first step
     expected = 0.05 * (1 + np.cos(np.pi * steps / 3120))
     np.testing.assert_allclose(build.learning_rates(config, 390), expected, atol=1e-6)
+
+    variant = recipe("resnet20_cifar10_98_8epochs_erk").pruning
+    assert (variant.method, variant.schedule, variant.allocation, variant.alpha, variant.update_every,
+            variant.prune_until, variant.freeze_after) == ("rpg_erk", "cubic", "erk", 0.3, 50, 0.6, 0.9)
 
 
 @pytest.fixture(scope="module")
