@@ -15,6 +15,9 @@ def main():
     args = parser.parse_args()
     if len(args.runs) > 1 and args.output_dir is None:
         parser.error("--output_dir: required for a report on several runs")
+    for i, run in enumerate(args.runs):
+        if os.path.realpath(run) in map(os.path.realpath, args.runs[:i]):
+            parser.error(f"RUN_FOLDER: {run} is given twice")
 
     import mindspore as ms
     from rpg_ms.report import load_run, write_report

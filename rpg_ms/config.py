@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import io
 import os
+import sys
 from typing import Any, Dict, Iterable, List, Optional, Tuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -672,6 +673,14 @@ class OneLineParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> None:
         self.exit(2, f"{self.prog}: error: {_abbreviate(one_line(message), 300)}\n")
+
+    def parse_args(self, args=None, namespace=None):
+        for argument in sys.argv[1:] if args is None else args:
+            try:
+                argument.encode()
+            except UnicodeEncodeError:  # it could be neither logged nor written into a file
+                self.error(f"{_printable(argument)}: not UTF-8 text")
+        return super().parse_args(args, namespace)
 
 
 def add_shared_arguments(parser: argparse.ArgumentParser) -> None:

@@ -27,12 +27,24 @@ def front_door(main: Callable[[], None]) -> None:
     """Run a command line's `main()`.
 
     A `UserError` is printed as `PROG: error: LINE` on stderr and ends the program with status 2 (a
-    `RunStopped` with its own), Ctrl-C with status 130; neither shows a traceback. Any other exception is a defect and keeps its traceback.
+    `RunStopped` with its own), as does a file or folder that the system refuses; Ctrl-C ends it with status 130.
+    None shows a traceback. Any other exception is a defect and keeps its traceback.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a character
     try:
         main()
     except UserError as error:
-        print(f"{os.path.basename(sys.argv[0])}: error: {one_line(str(error))}", file=sys.stderr)
-        raise SystemExit(getattr(error, "status", 2)) from None
+        _refuse(str(error), getattr(error, "status", 2))
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _refuse(f"{error.filename}: {error.strerror}", 2)
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+
+
+def _refuse(message, status):
+    print(f"{os.path.basename(sys.argv[0])}: error: {one_line(message)}", file=sys.stderr)
+    raise SystemExit(status) from None

@@ -11,7 +11,7 @@ import pytest
 from conftest import PROJECT
 from doors import door, refused
 from rpg_ms.compare.cells import Entry, parse_entry, plan
-from rpg_ms.compare.results import collect, csv_text, draw, page, section, table
+from rpg_ms.compare.results import MEAN_COLUMNS, RUN_COLUMNS, collect, csv_text, draw, means, page, section, table
 from rpg_ms.compare.running import reason, run_missing
 from rpg_ms.errors import UserError
 
@@ -193,6 +193,39 @@ def test_run_of_another_configuration(project):
     (project / "runs/gmp_d0.2_s0/config.yaml").unlink()
     with pytest.raises(UserError, match="without config.yaml"):
         planned("gmp")
+    (project / "runs/gmp_d0.2_s0/summary.json").rename(project / "runs/gmp_d0.2_s0/last.ckpt")  # one cut off
+    with pytest.raises(UserError, match="without config.yaml"):
+        planned("gmp")
+    (project / "runs/gmp_d0.2_s0/last.ckpt").rename(project / "runs/gmp_d0.2_s0/metrics.jsonl")  # killed as it began
+    planned("gmp")
+
+
+@pytest.mark.parametrize("name, content, words", [
+    ("summary.json", "", "summary.json: not JSON"),
+    ("summary.json", "{}", "summary.json: top1 is missing"),
+    ("environment.json", "{", "environment.json: not JSON"),
+    ("environment.json", "{}", "environment.json: machine is missing"),
+])
+def test_damaged_files_are_named(project, name, content, words):
+    run_fakes(planned("gmp"))
+    (project / "runs/gmp_d0.2_s0" / name).write_text(content)
+    for arguments in [], ["--dry_run"]:
+        refused(door("compare.py", "--config", "a.yaml", "--methods", "gmp", "--densities", "0.2", "--output_dir", "runs",
+                     *arguments, cwd=project), f"runs/gmp_d0.2_s0/{words}")
+
+
+def test_names_that_no_file_can_have(project):
+    for arguments, words in [(["--methods", f"{'x' * 300}=gmp"], "File name too long"),
+                             (["--methods", "gmp", "--output_dir", "x" * 300], "File name too long"),
+                             (["--methods", "gmp", "--results", b"r\xff"], "not UTF-8 text")]:
+        command = [sys.executable, "compare.py", "--config", "a.yaml", "--densities", "0.2", *arguments]
+        refused(subprocess.run(command, cwd=project, universal_newlines=True, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE), words)
+
+
+def test_a_terminal_that_lacks_a_letter(project):
+    result = compare_fakes("λ=gmp", "--dry_run", PYTHONIOENCODING="latin-1")
+    assert result.returncode == 0 and "\\u03bb at 80 % sparsity" in result.stdout, result.stderr
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -340,8 +373,19 @@ def test_section_names_where_when_and_how():
     assert "validation images" in section(made_up(evaluated_on="validation"), "en")
 
 
-def test_csv():
-    lines = list(csv.DictReader(csv_text(made_up()).splitlines()))
+def test_csv_of_means():
+    lines = {(line["label"], line["target_density"]): line
+             for line in csv.DictReader(csv_text(MEAN_COLUMNS, means(made_up())).splitlines())}
+    assert len(lines) == 6
+    three, one, none = lines["a|b", "0.02"], lines["c", "0.02"], lines["d", "0.005"]
+    assert (three["seeds"], three["top1_mean"], three["top1_std"], three["seconds_mean"]) == ("3", "92.0", "2.0", "180")
+    assert three["settings"] == "rank.lambda=0 a.b=[1, 2]"
+    assert (one["seeds"], one["failed"], one["top1_mean"], one["top1_std"]) == ("1", "1", "93.0", "")
+    assert (none["seeds"], none["top1_mean"], none["seconds_mean"]) == ("0", "", "")
+
+
+def test_csv_of_runs():
+    lines = list(csv.DictReader(csv_text(RUN_COLUMNS, made_up()["runs"]).splitlines()))
     assert len(lines) == 9
     assert (lines[1]["top1"], lines[1]["settings"]) == ("92.0", "rank.lambda=0 a.b=[1, 2]")
     assert (lines[5]["status"], lines[5]["reason"], lines[5]["top1"]) == ("failed", "out of luck", "")
@@ -388,5 +432,5 @@ def test_killed_and_run_again(tmp_path):
     for run in document["runs"]:
         assert (run["nonzero"], run["steps"], run["environment"]) == (round(0.2 * run["prunable"]), 16, 0)
     assert document["environments"][0]["versions"]["mindspore"] not in ("", "unknown")
-    assert {"results.json", "results.csv", "results.md", "report.html"} <= set(os.listdir(tmp_path / "table"))
+    assert {"results.json", "results.csv", "runs.csv", "results.md", "report.html"} <= set(os.listdir(tmp_path / "table"))
     assert result.stdout.rstrip().endswith(table(document, "en"))

@@ -107,6 +107,18 @@ def test_changed_configuration(uninterrupted):
     refused(door(*train(uninterrupted, "nowhere"), "--resume", "nowhere", cwd=uninterrupted), "nowhere")
 
 
+def test_lost_files(uninterrupted):
+    """Without config.yaml nobody knows what the checkpoint was trained with; without metrics.jsonl the run goes on."""
+    shutil.copytree(uninterrupted / "whole", uninterrupted / "lost")
+    for name in ("config.yaml", "summary.json"):
+        (uninterrupted / "lost" / name).unlink()
+    arguments = [*train(uninterrupted, "lost"), "optimizer.lr=0.2", "--resume", "auto"]
+    refused(door(*arguments, cwd=uninterrupted), "lost holds a run without config.yaml", "--allow_changes")
+    (uninterrupted / "lost/metrics.jsonl").unlink()
+    last_json(door(*arguments, "--allow_changes", cwd=uninterrupted))
+    assert b"\0" not in (uninterrupted / "lost/metrics.jsonl").read_bytes()
+
+
 def test_killed_between_the_last_checkpoint_and_the_summary(uninterrupted):
     out = uninterrupted / "no_summary"
     shutil.copytree(uninterrupted / "whole", out)

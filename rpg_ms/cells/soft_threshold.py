@@ -56,12 +56,15 @@ class SoftThreshold(nn.Cell):
         """Put masks (boolean arrays) in place, with thresholds, scales and weights to go with them.
 
         A layer's threshold is the largest magnitude that its mask leaves out; with `one_threshold` the largest of
-        all layers, for masks from one cut of the whole network.
+        all layers, for masks from one cut of the whole network, except in a layer that would lose a weight of its
+        mask by it: one that keeps weights only for the sake of `pruning.min_per_layer`.
         """
         magnitudes = [np.abs(latent.asnumpy()) for latent in self.latents]
         thresholds = [magnitude.max(where=~mask, initial=0) for magnitude, mask in zip(magnitudes, masks)]
         if one_threshold:
-            thresholds = [max(thresholds)] * len(thresholds)
+            kept = [magnitude.min(where=mask, initial=np.inf) for magnitude, mask in zip(magnitudes, masks)]
+            highest = max(thresholds)
+            thresholds = [highest if highest < least else own for own, least in zip(thresholds, kept)]
         for i, (magnitude, mask) in enumerate(zip(magnitudes, masks)):
             axes = tuple(range(1, magnitude.ndim))
             share = ((magnitude * mask).mean(axes, keepdims=True) + 1e-6) / (magnitude.mean(axes, keepdims=True) + 1e-6)

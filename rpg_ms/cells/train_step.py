@@ -429,8 +429,10 @@ class SparseTrainStep(nn.Cell):
         return losses
 
     def _is_due(self, step):
-        return self.calendar is not None and self.calendar.is_update(step) and (
-            self.alpha > 0 or self.soft_threshold is not None or self.calendar.changes_density(step))
+        if self.calendar is None or not self.calendar.is_update(step):
+            return False
+        regrows = self.alpha > 0 and step < self.calendar.total_steps  # what grew last would never be trained
+        return regrows or self.soft_threshold is not None or self.calendar.changes_density(step)
 
     def _is_open(self, step):
         """Whether the host sees the gradients of this step."""

@@ -10,7 +10,7 @@ from typing import Iterable, Sequence
 from rpg_ms.config import Config, load_config
 from rpg_ms.errors import UserError
 from rpg_ms.pruning.methods import METHODS, Method
-from rpg_ms.training.run_folder import NoFolder, other_configuration
+from rpg_ms.training.run_folder import lost_configuration, other_configuration, read_summary
 
 # Keys that the command line gives to every cell, and those that must be the same in all rows of a table.
 CELL_KEYS = {"pruning.method": "--methods", "pruning.density": "--densities", "seed": "--seeds",
@@ -67,7 +67,7 @@ class Cell:
 
     def summary(self) -> dict | None:
         """The figures of the finished run, or None."""
-        return NoFolder(self.config).summary()
+        return read_summary(self.folder)
 
 
 def percent(fraction: float) -> str:
@@ -166,8 +166,9 @@ def _check_folder(cell):
         if changes:
             raise UserError(f"{path}: the run began with another configuration: {changes}; give the method "
                             "another label, or the comparison another --output_dir")
-    elif cell.summary() is not None:
-        raise UserError(f"{cell.folder}: a finished run without config.yaml: with which settings is unknown")
+    elif lost_configuration(cell.folder):
+        raise UserError(f"{cell.folder}: a run without config.yaml: with which settings is unknown")
+    cell.summary()  # refused here if it is damaged, before anything runs
 
 
 def _refuse_keys(settings: Iterable[str], taken: dict, source: str) -> None:

@@ -18,10 +18,12 @@ import rpg_ms
 from rpg_ms.compare.cells import percent
 from rpg_ms.errors import UserError
 from rpg_ms.files import atomic_path
+from rpg_ms.json_files import read_json
 
-FIGURES = ("top1", "best_top1", "density", "nonzero", "prunable", "steps", "seconds")
-COLUMNS = ("label", "method", "settings", "target_density", "seed", "status", *FIGURES, "environment",
-           "reason")
+FIGURES = ("top1", "density", "nonzero", "prunable", "steps", "seconds")
+RUN_COLUMNS = ("label", "method", "settings", "target_density", "seed", "status", *FIGURES, "environment", "reason")
+MEAN_COLUMNS = ("label", "method", "settings", "target_density", "seeds", "failed", "top1_mean", "top1_std",
+                "seconds_mean")
 
 WORDS = {
     "en": {"method": "method", "minutes": "minutes per run", "failed": "failed",
@@ -100,16 +102,16 @@ def collect(cells, failures, command, config_file, settings):
 
 def _index(environments, path):
     """Where in the list this file's content is, appended if it is new; None for a run of train.py's own."""
-    if not path.exists():
+    found = read_json(path, {"machine": dict, "versions": dict})
+    if found is None:
         return None
-    found = json.loads(path.read_text(encoding="utf-8"))
     if found not in environments:
         environments.append(found)
     return environments.index(found)
 
 
 def write(document, folder):
-    """Write results.json, results.csv and results.md into a folder, made if it is missing.
+    """Write results.json, results.csv, runs.csv and results.md into a folder, made if it is missing.
 
     Raises:
         UserError: the folder cannot be written.
@@ -117,7 +119,9 @@ def write(document, folder):
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
         for name, text in (("results.json", json.dumps(document, indent=1, ensure_ascii=False) + "\n"),
-                           ("results.csv", csv_text(document)), ("results.md", page(document))):
+                           ("results.csv", csv_text(MEAN_COLUMNS, means(document))),
+                           ("runs.csv", csv_text(RUN_COLUMNS, document["runs"])),
+                           ("results.md", page(document))):
             with atomic_path(Path(folder) / name) as path:
                 path.write_text(text, encoding="utf-8")
     except OSError as error:
@@ -145,12 +149,29 @@ def draw(cells, folder):
     return problems
 
 
-def csv_text(document) -> str:
-    """One line for every run."""
+def means(document) -> list:
+    """A dict for every label and target density: number of seeds, mean and standard deviation (n − 1) of top-1, cost."""
+    groups = {}
+    for run in document["runs"]:
+        groups.setdefault((run["label"], run["target_density"]), []).append(run)
+    lines = []
+    for (label, density), runs in groups.items():
+        top1 = _top1(runs)
+        seconds = [run["seconds"] for run in runs if run["status"] == "finished"]
+        lines.append({"label": label, "method": runs[0]["method"], "settings": runs[0]["settings"],
+                      "target_density": density, "seeds": len(top1), "failed": _failed(runs),
+                      "top1_mean": round(statistics.mean(top1), 4) if top1 else None,
+                      "top1_std": round(statistics.stdev(top1), 4) if len(top1) > 1 else None,
+                      "seconds_mean": round(statistics.mean(seconds), 1) if seconds else None})
+    return lines
+
+
+def csv_text(columns, lines) -> str:
+    """Dicts as the lines of a CSV file, settings joined by blanks."""
     text = io.StringIO()
-    lines = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    lines.writeheader()
-    lines.writerows({**run, "settings": " ".join(run["settings"])} for run in document["runs"])
+    file = csv.DictWriter(text, columns, lineterminator="\n")
+    file.writeheader()
+    file.writerows({**line, "settings": " ".join(line["settings"])} for line in lines)
     return text.getvalue()
 
 
@@ -214,8 +235,12 @@ def _top1(runs):
     return [run["top1"] for run in runs if run["status"] == "finished"]
 
 
+def _failed(runs):
+    return sum(run["status"] == "failed" for run in runs)
+
+
 def _cell_text(runs, best, words):
-    top1, failed = _top1(runs), sum(run["status"] == "failed" for run in runs)
+    top1, failed = _top1(runs), _failed(runs)
     if not top1:
         return words["failed"] if failed else "–"
     text = mean = f"{statistics.mean(top1):.2f}"

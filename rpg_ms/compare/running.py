@@ -136,7 +136,10 @@ def _run(cell, train_script, interruption, lock):
             printed = log.read().decode(errors="replace")
     except OSError as error:
         return f"{cell.folder} cannot be written: {error.strerror}"
-    return None if cell.summary() is not None else reason(printed, status)
+    try:
+        return None if cell.summary() is not None else reason(printed, status)
+    except UserError as error:
+        return str(error)
 
 
 def reason(printed: str, status: int) -> str:

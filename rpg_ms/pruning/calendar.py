@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from .schedule import DENSITY_SCHEDULES, DROP_DECAYS, delayed
+from .schedule import DENSITY_SCHEDULES, DROP_DECAYS, LEAST_UPDATES, delayed
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,11 @@ class UpdateCalendar:
                              f"[0, {self.updates - 1}]; there are {self.updates} updates until "
                              f"pruning.prune_until (pruning.update_every: {self.update_every}) and the last "
                              "must reach the target density")
+        least = LEAST_UPDATES.get(self.schedule, 1)
+        if self.updates - self.warmup_updates < least:
+            raise ValueError(f"pruning.schedule: {self.schedule} needs at least {least} updates until "
+                             f"pruning.prune_until, and there are {self.updates - self.warmup_updates}; "
+                             f"pruning.update_every: {self.update_every} steps is too many")
 
     @property
     def prune_step(self) -> int:
@@ -109,7 +114,12 @@ class UpdateCalendar:
         return schedule(self.update_index(step), self.updates, self.density)
 
     def drop_fraction(self, step: int, alpha: float) -> float:
-        """The drop fraction `f(t)` of this step; with "cosine", 0.0 once the topology is frozen."""
+        """The drop fraction `f(t)` of this step; with "cosine", 0.0 once the topology is frozen.
+
+        0.0 at the last step of all: what grew there would never be trained.
+        """
+        if step >= self.total_steps:
+            return 0.0
         return DROP_DECAYS[self.drop_decay](min(step, self.end_step), self.end_step, alpha)
 
     def changes_density(self, step: int) -> bool:

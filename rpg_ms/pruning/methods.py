@@ -116,13 +116,15 @@ METHODS: dict[str, Method] = {
                   freeze_after=1.0),
     # The rigged lottery (Evci et al. 2020, arXiv 1911.11134, section 3)
     "rigl": Method("constant", "erk", start="random", grow="gradient", alpha=0.3, prune_until=0.75, freeze_after=0.75),
-    # Gradual pruning with zero-cost neuroregeneration, dense to sparse (Liu et al. 2021, arXiv 2106.10404)
-    "granet": Method("cubic", "global", grow="gradient", alpha=0.5),
+    # Gradual pruning with zero-cost neuroregeneration, dense to sparse (Liu et al. 2021, arXiv 2106.10404), with the
+    # calendar of its ImageNet runs; their interval of 4,000 steps is too long for short runs.
+    "granet": Method("cubic", "global", grow="gradient", alpha=0.5, prune_until=0.3, freeze_after=1.0),
     # Alternating compressed and decompressed training (Peste et al. 2021, arXiv 2106.12379). When a dense phase
     # begins, weights start at zero and all momentum is reset.
     "acdc": Method("alternating", "global", prune_until=0.85),
     # Straight-through training with soft thresholds and rescaling (Vanderschueren & De Vleeschouwer 2023, arXiv
-    # 2212.01076): masks are drawn anew at every step.
+    # 2212.01076): masks are drawn anew at every step. Published runs begin with five dense epochs
+    # (`pruning.warmup_updates`).
     "st3": Method("cubic", "global", soft_threshold=True, update_every=1, prune_until=0.5, freeze_after=1.0),
     "dense": Method(None, None),
 }

@@ -47,7 +47,7 @@ def alternating_density(update: int, updates: int, density: float) -> float:
     """Dense (1.0) and sparse (`d`) phases in turn, the last one sparse (AC/DC, arXiv 2106.12379).
 
     The time up to update `updates` has 17 parts: two dense ones, then sparse and dense in turn, and two dense
-    ones at the end. Over 85 of 100 epochs that is the paper's ImageNet run, with phases of five epochs.
+    ones at the end. Over 85 of 100 epochs that is the paper's ImageNet run, with phases of five epochs. Every phase takes place from 16 updates on.
     """
     _check(update, updates, density)
     part = 17 * update // updates
@@ -61,6 +61,9 @@ DENSITY_SCHEDULES: dict[str, DensitySchedule] = {
     "constant": constant_density,
     "alternating": alternating_density,
 }
+
+# Fewer updates cannot hold all phases of a schedule, and it would be another method.
+LEAST_UPDATES = {"alternating": 16}
 
 
 def delayed(schedule: DensitySchedule, warmup: int) -> DensitySchedule:

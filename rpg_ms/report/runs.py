@@ -1,8 +1,6 @@
 """Runs as plain numbers: what was logged, and what the newest checkpoint looks like layer by layer."""
 from __future__ import annotations
 
-import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,18 +9,17 @@ from typing import Optional, Tuple
 from rpg_ms.config import Config, load_config
 from rpg_ms.data.datasets import known_shape
 from rpg_ms.errors import UserError
+from rpg_ms.json_files import NUMBER, check, parse_json
 from rpg_ms.pruning.structure import structural_rank
 from rpg_ms.report.layers import dead_filters, full_rank, numeric_rank
+from rpg_ms.training.run_folder import read_summary
 
 # What the lines of metrics.jsonl must have to be drawn.
-NUMBER = (int, float)
-_NAMES = {NUMBER: "a finite number", int: "an integer", list: "a list", str: "text"}
 RECORDS = {
     "train": {"step": int, "loss": NUMBER, "lr": NUMBER},
     "topology": {"step": int, "density": NUMBER, "ranks": list},
     "evaluation": {"step": int, "top1": NUMBER},
 }
-SUMMARY = {"top1": NUMBER, "steps": int, "seconds": NUMBER}
 
 
 @dataclass(frozen=True)
@@ -139,7 +136,7 @@ def load_run(folder, label=None):
         why = "has no checkpoint yet" if (folder / "metrics.jsonl").exists() else "was not started"
         raise UserError(f"{folder}: the run {why}: no last.ckpt")
     records = _read_metrics(folder / "metrics.jsonl")
-    summary = _read_summary(folder / "summary.json")
+    summary = read_summary(folder)
     state, layers, other_parameters, input_shape = _read_checkpoint(folder / "last.ckpt", config)
     in_rank_term = sum(layer.in_rank_term for layer in layers)
     for line in records["topology"]:
@@ -159,27 +156,15 @@ def _read_metrics(path):
         if not text.strip():
             continue
         try:
-            line = json.loads(text)
-            _check(line, {"event": str})
-            _check(line, RECORDS.get(line["event"], {}))
+            line = parse_json(text, {"event": str})
+            check(line, RECORDS.get(line["event"], {}))
         except ValueError as error:
             if number == len(lines):  # it does not end with a line break
                 continue
-            raise UserError(f"{path}: line {number}: {_reason(error)}") from None
+            raise UserError(f"{path}: line {number}: {error}") from None
         if line["event"] in records:
             records[line["event"]].append(line)
     return records
-
-
-def _read_summary(path):
-    if not path.exists():
-        return None
-    try:
-        summary = json.loads(_read(path))
-        _check(summary, SUMMARY)
-    except ValueError as error:
-        raise UserError(f"{path}: {_reason(error)}") from None
-    return summary
 
 
 def _read(path):
@@ -187,22 +172,6 @@ def _read(path):
         return path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-
-
-def _check(values, wanted):
-    if not isinstance(values, dict):
-        raise ValueError("not a mapping of names to values")
-    for name, kind in wanted.items():
-        if name not in values:
-            raise ValueError(f"{name} is missing")
-        value = values[name]
-        wrong = not isinstance(value, kind) or isinstance(value, bool)
-        if wrong or (isinstance(value, float) and not math.isfinite(value)):
-            raise ValueError(f"{name}: {value!r} is not {_NAMES[kind]}")
-
-
-def _reason(error):
-    return "not JSON" if isinstance(error, (json.JSONDecodeError, UnicodeDecodeError)) else str(error)
 
 
 def _read_checkpoint(path, config):

@@ -10,10 +10,14 @@ from pathlib import Path
 from rpg_ms.config import changed_keys, dump_config, load_config
 from rpg_ms.errors import UserError
 from rpg_ms.files import UNFINISHED, atomic_path
+from rpg_ms.json_files import NUMBER, read_json
 
 # Keys that do not change what a run computes; all others stand fast when it is resumed.
 FREE_ON_RESUME = ("checkpoint.every_steps", "checkpoint.keep", "data.root", "data.workers",
                   "train.sink_size", "output_dir")
+
+# What is there once a run has begun, besides config.yaml.
+TRACES = ("summary.json", "checkpoints", "last.ckpt", "best.ckpt", "metrics.jsonl")
 
 
 def other_configuration(config_path, config):
@@ -21,6 +25,38 @@ def other_configuration(config_path, config):
     changes = changed_keys(load_config(config_path), config)
     return ", ".join(f"{key} (was {old}, now {new})" for key, (old, new) in changes.items()
                      if key not in FREE_ON_RESUME)
+
+
+def read_summary(folder):
+    """The summary of a finished run, or None.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    return read_json(Path(folder) / "summary.json", {"top1": NUMBER, "steps": int, "seconds": NUMBER})
+
+
+def traces(folder):
+    """The names of what an earlier run left in its folder; [] if it left nothing, or there is no folder.
+
+    Raises:
+        UserError: the folder cannot be looked into.
+    """
+    try:
+        there = set(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        there = set()
+    except OSError as error:
+        raise UserError(f"output_dir: {folder} cannot be read: {error.strerror}") from None
+    return [name for name in TRACES if name in there]
+
+
+def lost_configuration(folder):
+    """Whether a run left results in the folder, but no config.yaml to say how they were made.
+
+    A run that was killed while it began leaves an empty metrics.jsonl alone, and may begin again.
+    """
+    return bool(set(traces(folder)) - {"metrics.jsonl"}) and not (Path(folder) / "config.yaml").exists()
 
 
 class NoFolder:
@@ -32,8 +68,7 @@ class NoFolder:
 
     def summary(self):
         """The summary of a finished run, or None."""
-        path = self.path / "summary.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        return read_summary(self.path)
 
     def log(self, event, **figures):
         """Nothing."""
@@ -73,11 +108,13 @@ class RunFolder(NoFolder):
     def _make_ready(self, config, overwrite, resume):
         metrics_path = self.path / "metrics.jsonl"
         config_path = self.path / "config.yaml"
-        earlier = [path for path in (self.path / "summary.json", self.path / "checkpoints", self.path / "last.ckpt",
-                                     self.path / "best.ckpt", metrics_path) if path.exists()]
+        earlier = traces(self.path)
         if earlier and not (overwrite or resume):
-            raise UserError(f"output_dir: {self.path} already holds a run ({', '.join(path.name for path in earlier)}); "
+            raise UserError(f"output_dir: {self.path} already holds a run ({', '.join(earlier)}); "
                             "choose another folder, let it go on with --resume auto, or replace it with --overwrite")
+        if resume and lost_configuration(self.path) and not self.allow_changes:
+            raise UserError(f"output_dir: {self.path} holds a run without config.yaml: with which configuration it began "
+                            "is unknown; --allow_changes goes on all the same")
         if resume and config_path.exists():
             changes = other_configuration(config_path, config)
             if changes and not self.allow_changes:
@@ -92,7 +129,7 @@ class RunFolder(NoFolder):
             (self.path / "summary.json").unlink(missing_ok=True)
         if not resume:
             self._metrics.truncate(0)
-            for path in earlier:
+            for path in (self.path / name for name in earlier):
                 if path != metrics_path:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
         for folder in (self.path, self.path / "checkpoints"):
@@ -120,9 +157,9 @@ class RunFolder(NoFolder):
         return self._metrics.tell()
 
     def cut_metrics(self, length):
-        """Drop the lines that were logged after a checkpoint."""
-        self._metrics.truncate(length)
-        self._metrics.seek(length)
+        """Drop the lines that were logged after a checkpoint; a file that lost lines keeps what it has."""
+        self._metrics.truncate(min(length, os.fstat(self._metrics.fileno()).st_size))
+        self._metrics.seek(0, os.SEEK_END)
 
     def finish(self, summary):
         """Write summary.json: the run is complete."""

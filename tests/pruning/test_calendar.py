@@ -34,6 +34,11 @@ def test_drop_fraction_runs_to_the_freeze_and_stays_zero():
     assert [calendar.drop_fraction(step, 0.3) for step in (96, 97, 100)] == [0.0] * 3
 
 
+def test_nothing_grows_at_the_last_step():
+    calendar = UpdateCalendar(90, 10, 0.5, 1.0, 0.1, drop_decay="constant")
+    assert [calendar.drop_fraction(step, 0.3) for step in (80, 90)] == [0.3, 0.0]
+
+
 def test_warmup_stays_dense_and_still_arrives():
     calendar = UpdateCalendar(**RUN, schedule="cubic", warmup_updates=6)
     assert [calendar.density_at(step) for step in (5, 30, 34)] == [1.0] * 3
@@ -91,6 +96,9 @@ def test_a_calendar_that_is_accepted_reaches_its_target(total, every, until, aft
     ({"density": 0.0}, r"pruning.density: 0.0 is not in \(0, 1\]"),
     ({"density": float("nan")}, "pruning.density: nan"),
     ({"schedule": "linear"}, "pruning.schedule: 'linear' is not one of exponential, cubic, cosine, constant"),
+    ({"schedule": "alternating", "update_every": 6},
+     "pruning.schedule: alternating needs at least 16 updates .* there are 15; pruning.update_every: 6 steps"),
+    ({"schedule": "alternating", "warmup_updates": 3}, "alternating needs at least 16 updates .* there are 15"),
 ])
 def test_refusals_name_the_key_in_one_line(changes, message):
     with pytest.raises(ValueError, match=message) as error:

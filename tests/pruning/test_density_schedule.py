@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rpg_ms.pruning.schedule import (DENSITY_SCHEDULES, DROP_DECAYS, constant_density, cosine_density,
-                                     cosine_drop_fraction, cubic_density, delayed, exponential_density)
+from rpg_ms.pruning.schedule import (DENSITY_SCHEDULES, DROP_DECAYS, LEAST_UPDATES, constant_density,
+                                     cosine_density, cosine_drop_fraction, cubic_density, delayed, exponential_density)
 
 densities = st.floats(1e-4, 1.0)
 schedules = st.sampled_from(sorted(DENSITY_SCHEDULES))
@@ -89,6 +89,15 @@ def test_alternating_phases_of_a_hundred_epochs():
     changes = [epoch for epoch in range(1, 100) if density[epoch] != density[epoch - 1]]
     assert changes == [*range(10, 80, 5), 85]
     assert density[0] == density[15] == density[84] == 1.0 and density[10] == density[85] == density[99] == 0.1
+
+
+def test_alternating_goes_through_all_phases_from_its_least_number_of_updates_on():
+    for updates in range(LEAST_UPDATES["alternating"], 100):
+        density = [DENSITY_SCHEDULES["alternating"](update, updates, 0.1) for update in range(updates + 1)]
+        assert sum(a != b for a, b in zip(density, density[1:])) == 15, updates
+        assert density[0] == density[updates - 1] == 1.0 and density[updates] == 0.1
+    fewer = [DENSITY_SCHEDULES["alternating"](update, 15, 0.1) for update in range(16)]
+    assert sum(a != b for a, b in zip(fewer, fewer[1:])) < 15
 
 
 def test_constant_drop_fraction():

@@ -12,11 +12,29 @@ from rpg_ms.pruning import ALLOCATIONS, METHODS, Method, UpdateCalendar, update_
 def test_rows():
     assert METHODS["rpg"] == Method("exponential", "global", grow="gradient", alpha=0.3, rank_lambda=0.5,
                                     rank_delta=0.1)
-    assert (METHODS["gmp"].schedule, METHODS["gmp"].alpha, METHODS["gmp"].rank_lambda) == ("cubic", 0.0, 0.0)
     assert [name for name, method in METHODS.items() if not method.prunes] == ["dense"]
     assert [name for name, method in METHODS.items() if method.prunes and not method.updates] == ["one_shot", "static"]
     assert [name for name, method in METHODS.items() if method.rank_lambda] == ["rpg", "rpg_erk"]
     assert METHODS["rpg_erk"] == dataclasses.replace(METHODS["rpg"], schedule="cubic", allocation="erk", prune_until=0.6)
+
+
+@pytest.mark.parametrize("name, choices, numbers", [  # numbers: alpha, update_every, prune_until, freeze_after
+    ("gmp", ("cubic", "global", "dense", None), (0, 100, 0.8, 0.9)),
+    ("gmp_uniform", ("cubic", "uniform", "dense", None), (0, 100, 0.8, 0.9)),
+    ("one_shot", ("constant", "global", "magnitude", None), (0, 100, 0.8, 0.9)),
+    ("static", ("constant", "erk", "random", None), (0, 100, 0.8, 0.9)),
+    ("set", ("constant", "erk", "random", "random"), (0.3, 0, 0.8, 1)),
+    ("rigl", ("constant", "erk", "random", "gradient"), (0.3, 100, 0.75, 0.75)),
+    ("granet", ("cubic", "global", "dense", "gradient"), (0.5, 100, 0.3, 1)),  # 30 of 100 epochs
+    ("acdc", ("alternating", "global", "dense", None), (0, 100, 0.85, 0.9)),  # 85 of 100 epochs
+    ("st3", ("cubic", "global", "dense", None), (0, 1, 0.5, 1)),
+])
+def test_published_choices(name, choices, numbers):
+    row = METHODS[name]
+    assert (row.schedule, row.allocation, row.start, row.grow) == choices
+    assert (row.alpha, row.update_every, row.prune_until, row.freeze_after) == numbers
+    assert row.drop_decay == ("constant" if name == "set" else "cosine") and row.soft_threshold == (name == "st3")
+    assert row.rank_lambda == 0
 
 
 @pytest.mark.parametrize("choices, message", [
@@ -42,7 +60,7 @@ def test_contradictions_are_refused(choices, message):
 @pytest.mark.parametrize("allocation", sorted(ALLOCATIONS))
 def test_a_run_of_updates_ends_at_exactly_the_target(name, allocation):
     method = dataclasses.replace(METHODS[name], allocation=allocation)
-    calendar = UpdateCalendar(60, 4, 0.8, 0.95, density=0.2, schedule=method.schedule)
+    calendar = UpdateCalendar(60, 3, 0.8, 0.95, density=0.2, schedule=method.schedule)
     rng = np.random.default_rng(0)
     shapes = (4, 1, 3, 3), (8, 4, 3, 3), (10, 8)  # 36 + 288 + 80 = 404 weights
     weights = [rng.standard_normal(shape).astype(np.float32) for shape in shapes]

@@ -18,7 +18,7 @@ from rpg_ms.config import DataConfig, dump_config, load_config
 from rpg_ms.data.datasets import DATASETS, known_shape, load_dataset
 from rpg_ms.errors import UserError
 from rpg_ms.models import create_model
-from rpg_ms.report import load_run, write_report
+from rpg_ms.report import figures, load_run, write_report
 from rpg_ms.report.runs import by_label_and_sparsity
 
 SETTINGS = ("data.limit=256", "train.epochs=2", "pruning.update_every=2")  # 8 steps
@@ -120,6 +120,15 @@ def test_the_numbers_are_those_of_the_checkpoint(run, loaded):
         assert layer.flops * layer.weights == layer.dense_flops * layer.nonzero
         assert layer.in_rank_term == (layer.name != "linear")
     assert loaded.layers[0].dense_flops == 16 * 9 * 28 * 28 and loaded.layers[-1].dense_flops == 640
+
+
+def test_density_before_the_first_update(loaded):
+    def first(start):
+        pruning = loaded.config.pruning.model_copy(update={"start": start})
+        run = dataclasses.replace(loaded, config=loaded.config.model_copy(update={"pruning": pruning}))
+        return figures.training(run).axes[2].lines[0].get_ydata()[0]
+
+    assert first("dense") == 100 and first("random") == 20  # percent
 
 
 def test_unfinished_run_with_a_torn_line(copy, loaded, tmp_path):
@@ -269,7 +278,9 @@ def test_folder_that_cannot_be_written(loaded, tmp_path):
 
 @pytest.mark.parametrize("arguments, words", [
     (["nowhere"], ["nowhere", "no such folder"]),
-    (["out", "out"], ["--output_dir", "required"]),
+    (["out", "elsewhere"], ["--output_dir", "required"]),
+    (["out", "out/../out", "--output_dir", "both"], ["out/../out", "given twice"]),
+    (["x" * 300], ["File name too long"]),
     ([], ["RUN_FOLDER"]),
 ])
 def test_mistakes_at_the_door(run, arguments, words):
