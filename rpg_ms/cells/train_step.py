@@ -431,7 +431,7 @@ class SparseTrainStep(nn.Cell):
     def _is_due(self, step):
         if self.calendar is None or not self.calendar.is_update(step):
             return False
-        regrows = self.alpha > 0 and step < self.calendar.total_steps  # what grew last would never be trained
+        regrows = self.alpha > 0 and self.calendar.regrows(step)
         return regrows or self.soft_threshold is not None or self.calendar.changes_density(step)
 
     def _is_open(self, step):
@@ -481,7 +481,7 @@ class SparseTrainStep(nn.Cell):
             return False
         update_every = self.calendar.update_every
         update = -(-step // update_every) * update_every
-        return self.calendar.is_update(update) and update - step < self.grad_accumulation
+        return self.calendar.regrows(update) and update - step < self.grad_accumulation
 
     def _update_step(self, step, inputs):
         loss, gradients, finite = self._task_gradients(inputs)

@@ -156,8 +156,8 @@ def means(document) -> list:
         groups.setdefault((run["label"], run["target_density"]), []).append(run)
     lines = []
     for (label, density), runs in groups.items():
-        top1 = _top1(runs)
-        seconds = [run["seconds"] for run in runs if run["status"] == "finished"]
+        top1 = _of_finished(runs, "top1")
+        seconds = _of_finished(runs, "seconds")
         lines.append({"label": label, "method": runs[0]["method"], "settings": runs[0]["settings"],
                       "target_density": density, "seeds": len(top1), "failed": _failed(runs),
                       "top1_mean": round(statistics.mean(top1), 4) if top1 else None,
@@ -218,7 +218,7 @@ def table(document, language: str) -> str:
     lines = [[words["method"], *(percent(1 - density) for density in densities), words["minutes"]]]
     lines.append(["---"] * len(lines[0]))
     for label in labels:
-        seconds = [run["seconds"] for run in runs if run["label"] == label and run["status"] == "finished"]
+        seconds = _of_finished([run for run in runs if run["label"] == label], "seconds")
         lines.append([label.replace("|", r"\|"),
                       *(_cell_text(cells[label, density], best[density], words) for density in densities),
                       f"{statistics.mean(seconds) / 60:.1f}" if seconds else "–"])
@@ -227,12 +227,13 @@ def table(document, language: str) -> str:
 
 def _best(column):
     """The highest mean of a column, as it is shown; None where there is nothing to compare."""
-    means = [statistics.mean(top1) for top1 in map(_top1, column) if top1]
+    shown = [_of_finished(runs, "top1") for runs in column]
+    means = [statistics.mean(top1) for top1 in shown if top1]
     return f"{max(means):.2f}" if len(means) > 1 else None
 
 
-def _top1(runs):
-    return [run["top1"] for run in runs if run["status"] == "finished"]
+def _of_finished(runs, figure):
+    return [run[figure] for run in runs if run["status"] == "finished"]
 
 
 def _failed(runs):
@@ -240,7 +241,7 @@ def _failed(runs):
 
 
 def _cell_text(runs, best, words):
-    top1, failed = _top1(runs), _failed(runs)
+    top1, failed = _of_finished(runs, "top1"), _failed(runs)
     if not top1:
         return words["failed"] if failed else "–"
     text = mean = f"{statistics.mean(top1):.2f}"

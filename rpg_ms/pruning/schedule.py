@@ -47,7 +47,8 @@ def alternating_density(update: int, updates: int, density: float) -> float:
     """Dense (1.0) and sparse (`d`) phases in turn, the last one sparse (AC/DC, arXiv 2106.12379).
 
     The time up to update `updates` has 17 parts: two dense ones, then sparse and dense in turn, and two dense
-    ones at the end. Over 85 of 100 epochs that is the paper's ImageNet run, with phases of five epochs. Every phase takes place from 16 updates on.
+    ones at the end. Over 85 of 100 epochs that is the paper's ImageNet run, with phases of five epochs.
+    Every phase takes place from 16 updates on.
     """
     _check(update, updates, density)
     part = 17 * update // updates

@@ -34,8 +34,9 @@ def training(run):
     steps, densities = _series(run.topology, "density")
     last = max([run.step] + [line["step"] for line in (*run.train, *run.topology, *run.evaluation)])
     now = densities[-1] if densities else run.density
-    starts_dense = densities and run.config.pruning.start == "dense"
-    before = 1.0 if starts_dense else run.config.pruning.density if densities else now
+    before = now
+    if densities:
+        before = 1.0 if run.config.pruning.start == "dense" else run.config.pruning.density
     density.step([0, *steps, last], [100 * d for d in (before, *densities, now)], where="post", color=GREEN)
     density.set_ylim(min(25, 80 * min(before, now, *densities)), 120)
     _percent_on_log_axis(density)

@@ -269,5 +269,3 @@ def test_raise_rank_reaches_the_masks(build):
             step(*batch(t))
         ranks[value] = sum(structural_rank(layer.mask.asnumpy()) for layer in found.layers)
     assert ranks["true"] > ranks["false"]
-
-
