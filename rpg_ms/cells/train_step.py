@@ -401,6 +401,12 @@ class SparseTrainStep(nn.Cell):
         self.step_number = step
         return loss
 
+    @property
+    def rank_is_idle(self):
+        """Whether there is a rank term that changes nothing: it acts on updates only, and none takes up its gradient."""
+        return self.rank is not None and not self.rank_drives and (
+            self.calendar is None or (self.alpha > 0 and self.grow != "gradient"))
+
     def can_sink(self):
         """Whether the next `sink_size` steps can run in one graph: the host has no part in any of them."""
         steps = range(self.step_number + 1, self.step_number + 1 + self.sink_size)

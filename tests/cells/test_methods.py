@@ -74,6 +74,20 @@ def test_ends_at_exactly_the_target_and_takes_the_rank_term(build, method):
     assert not same(*ends)  # the rank term drove the weights
 
 
+@pytest.mark.parametrize("method", [name for name, row in METHODS.items() if row.prunes])
+def test_a_rank_term_that_changes_nothing_is_known(build, method):
+    """On updates only the term must change the weights, or `rank_is_idle` say that it does not; train.py prints it."""
+    ends = []
+    for strength in 0, 50:
+        found, step = build(method, "pruning.update_every=2", f"rank.lambda={strength}")
+        for t in range(STEPS):
+            step(*batch(t))
+        ends.append(arrays(found)[0])
+    assert step.rank_is_idle == same(*ends)
+    assert step.rank_is_idle == (method in ("one_shot", "static", "set"))
+    assert not build(method, "pruning.update_every=2", "rank.lambda=50", "rank.every=step")[1].rank_is_idle
+
+
 def test_one_shot_keeps_the_largest_weights_from_the_start(build):
     ms.set_seed(5)
     dense = [p.asnumpy() for p in Net().trainable_params() if p.ndim > 1]
