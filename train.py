@@ -37,8 +37,9 @@ def main():
     network, found = build.build_network(config, task, config.model.pretrained)
     ranks.broadcast(network)
     step, rates = build.build_train_step(config, task, network, found.layers, target, ranks)
-    folder = RunFolder(config, args.overwrite, args.resume is not None, args.allow_changes) if ranks.first \
-        else NoFolder(config, args.allow_changes)
+    resume = args.resume is not None
+    folder = RunFolder(config, resume, args.allow_changes, args.overwrite) if ranks.first \
+        else NoFolder(config, resume, args.allow_changes)
     ranks.meet()  # the first rank has made the folder ready
     summary = folder.summary()
     if summary is None:

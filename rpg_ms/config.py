@@ -145,7 +145,7 @@ class ScheduleConfig(Group):
 
 
 class PruningConfig(Group):
-    method: MethodName = Field("rpg", description="Pruning method; gives the defaults of keys left null.")
+    method: MethodName = Field("rpg_erk", description="Pruning method; gives the defaults of keys left null.")
     density: float = Field(0.02, gt=0, le=1, description="Share of prunable weights that stay, fraction.")
     update_every: Optional[int] = Field(
         None, ge=0, le=INT32_MAX,

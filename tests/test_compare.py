@@ -39,7 +39,7 @@ CONFIG = """
 model: {name: "tinynet:build_net"}
 data: {name: fashion_mnist, limit: 256, augment: none}
 train: {epochs: 1, batch_size: 16, log_every: 4}
-pruning: {update_every: 3, prune_until: 0.6, freeze_after: 0.7}
+pruning: {method: rpg, update_every: 3, prune_until: 0.6, freeze_after: 0.7}
 checkpoint: {every_steps: 4}
 device_target: CPU
 """

@@ -48,7 +48,7 @@ def test_an_empty_file_means_the_defaults(write, text):
     config = load_config(write(text))
     assert (config.model.name, config.data.name) == ("resnet_small", "fashion_mnist")
     assert (config.optimizer.lr, config.optimizer.momentum, config.optimizer.weight_decay) == (0.1, 0.9, 5e-4)
-    assert (config.pruning.method, config.pruning.density, config.output_dir) == ("rpg", 0.02, "runs/default")
+    assert (config.pruning.method, config.pruning.density, config.output_dir) == ("rpg_erk", 0.02, "runs/default")
 
 
 def test_yaml_1_2_numbers_and_words(write):

@@ -107,6 +107,18 @@ def test_changed_configuration(uninterrupted):
     refused(door(*train(uninterrupted, "nowhere"), "--resume", "nowhere", cwd=uninterrupted), "nowhere")
 
 
+@pytest.mark.parametrize("change, lacking", [
+    ("optimizer.name=adam", "optimizer:"), ("train.amp_level=O2", "scaler:"),
+    ("pruning={method: st3, alpha: 0, grad_accumulation: 1}", "optimizer:moments.latent")])
+def test_what_no_checkpoint_has_a_state_for_cannot_change(uninterrupted, change, lacking):
+    """Not even with --allow_changes, and the run is left as it was."""
+    whole = uninterrupted / "whole"
+    before = {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
+    refused(door(*train(uninterrupted, "whole", change), "--resume", "whole", "--allow_changes", cwd=uninterrupted),
+            f"holds no {lacking}", "the run began with another")
+    assert before == {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
+
+
 def test_lost_files(uninterrupted):
     """Without config.yaml nobody knows what the checkpoint was trained with; without metrics.jsonl the run goes on."""
     shutil.copytree(uninterrupted / "whole", uninterrupted / "lost")
@@ -114,6 +126,8 @@ def test_lost_files(uninterrupted):
         (uninterrupted / "lost" / name).unlink()
     arguments = [*train(uninterrupted, "lost"), "optimizer.lr=0.2", "--resume", "auto"]
     refused(door(*arguments, cwd=uninterrupted), "lost holds a run without config.yaml", "--allow_changes")
+    refused(door(*arguments, "--allow_changes", "--set", "optimizer.name=adam", cwd=uninterrupted),
+            "holds no optimizer:", "the run began with another optimizer")
     (uninterrupted / "lost/metrics.jsonl").unlink()
     last_json(door(*arguments, "--allow_changes", cwd=uninterrupted))
     assert b"\0" not in (uninterrupted / "lost/metrics.jsonl").read_bytes()
@@ -133,7 +147,6 @@ def test_changed_length(uninterrupted):
     shutil.copytree(uninterrupted / "whole", out)
     arguments = [*train(uninterrupted, "length"), "--resume", "length", "--allow_changes"]
     refused(door(*arguments, "--set", "train.epochs=2", cwd=uninterrupted), "step 48", "32")
-    (out / "config.yaml").write_text((uninterrupted / "whole/config.yaml").read_text())
     assert last_json(door(*arguments, "--set", "train.epochs=4", cwd=uninterrupted))["steps"] == 64
     (out / "summary.json").unlink()
     path = out / "config.yaml"

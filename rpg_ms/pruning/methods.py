@@ -97,9 +97,9 @@ class Method:
 METHODS: dict[str, Method] = {
     # Rank-based pruninG, with the numbers of its 90 % ResNet-50 (arXiv 2311.17493)
     "rpg": Method("exponential", "global", grow="gradient", alpha=0.3, rank_lambda=0.5, rank_delta=0.1),
-    # Our variant for short training: RPG's drop and grow with rank term, but the target is reached early, by a cubic
-    # schedule, so that more steps are left at it, and ERK's counts in place of one magnitude cut, which leave
-    # small layers more. Chosen on training images of CIFAR-10.
+    # The default, our variant for short training: RPG's drop and grow with rank term, but the target is reached early,
+    # by a cubic schedule, so that more steps are left at it, and ERK's counts in place of one magnitude cut, which
+    # leave small layers more. Chosen on training images of CIFAR-10.
     "rpg_erk": Method("cubic", "erk", grow="gradient", alpha=0.3, prune_until=0.6, rank_lambda=0.5, rank_delta=0.1),
     # Gradual magnitude pruning (Zhu & Gupta 2017, arXiv 1710.01878), the cut made in the whole network or in
     # every layer. The baseline in RPG's released code is the first with schedule "exponential".

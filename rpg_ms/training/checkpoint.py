@@ -65,7 +65,8 @@ class Checkpoints:
         A damaged one is named to `report` and the one before it used.
 
         Raises:
-            UserError: checkpoints are there, but all are damaged, or the newest whole one is of another network.
+            UserError: checkpoints are there, but all are damaged, or the newest whole one is of another network or
+                lacks state that this training needs.
         """
         damaged = []
         for path in self._newest_first():
@@ -78,7 +79,7 @@ class Checkpoints:
                 report(str(error))
                 continue
             state = _load_network(path, values, network)
-            _load_training(values, state, step_cell)
+            _load_training(path, values, state, step_cell)
             if self.ranks.first:  # the run may have ended before the file had its other names
                 _link(path, self.last)
                 if state["best_step"] == state["step"]:
@@ -201,8 +202,13 @@ def _packed_state(path, found):
     return {"step": header.step, "seconds": header.seconds}
 
 
-def _load_training(values, state, step_cell):
-    for name, parameter in _training_parameters(step_cell).items():
+def _load_training(path, values, state, step_cell):
+    wanted = _training_parameters(step_cell)
+    missing = [name for name in wanted if name not in values]
+    if missing:
+        raise UserError(f"{path}: holds no {missing[0]}: the run began with another optimizer, method, train.ema_decay or "
+                        "train.amp_level")
+    for name, parameter in wanted.items():
         ops.assign(parameter, values[name])
     ms.set_rng_state(values["rng:state"])
     step_cell.step_number = state["step"]

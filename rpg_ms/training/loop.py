@@ -42,6 +42,7 @@ def train(config, task, network, found, step_cell, rates, folder, ranks):
     if state["step"] > total:
         raise UserError(f"{folder.path}: the run is at step {state['step']}, beyond the last, {total}")
     state.update(total_steps=total, ranks=ranks.size)
+    folder.begin()
     folder.cut_metrics(state["metrics_length"])
     if state["step"] > 0:
         tqdm.write(f"going on after step {state['step']} of {total}")

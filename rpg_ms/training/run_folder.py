@@ -60,15 +60,20 @@ def lost_configuration(folder):
 
 
 class NoFolder:
-    """The run's folder to the ranks that only read it."""
+    """The run's folder to the ranks that only read it; arguments as of `RunFolder`."""
 
-    def __init__(self, config, allow_changes=False):
+    def __init__(self, config, resume=False, allow_changes=False):
         self.path = Path(config.output_dir)
         self.allow_changes = allow_changes
+        config_path = str(self.path / "config.yaml")
+        self.changes = other_configuration(config_path, config) if resume and os.path.exists(config_path) else ""
 
     def summary(self):
-        """The summary of a finished run, or None."""
-        return read_summary(self.path)
+        """The summary of a finished run, or None; with a changed configuration it may have become longer."""
+        return None if self.changes else read_summary(self.path)
+
+    def begin(self):
+        """Nothing."""
 
     def log(self, event, **figures):
         """Nothing."""
@@ -85,29 +90,29 @@ class NoFolder:
 
 
 class RunFolder(NoFolder):
-    """The files of one training run.
+    """The files of one training run. One that goes on is left as it is until `begin`.
 
     Args:
         config: the resolved configuration; `config.output_dir` is the folder, made if it is missing.
-        overwrite: whether an earlier run in the folder may be replaced.
         resume: whether an earlier run in the folder goes on.
         allow_changes: whether a resumed run may go on with a configuration that changes its result.
+        overwrite: whether an earlier run in the folder may be replaced.
 
     Raises:
         UserError: the folder cannot be written, holds an earlier run that is neither to be replaced nor to go on, or
             one that began with another configuration, or another process is at work in it.
     """
 
-    def __init__(self, config, overwrite=False, resume=False, allow_changes=False):
-        super().__init__(config, allow_changes)
+    def __init__(self, config, resume=False, allow_changes=False, overwrite=False):
+        super().__init__(config, resume, allow_changes)
+        self.config = config
         try:
-            self._make_ready(config, overwrite, resume)
+            self._make_ready(overwrite, resume)
         except OSError as error:
             raise UserError(f"output_dir: {self.path} cannot be written: {error.strerror}") from None
 
-    def _make_ready(self, config, overwrite, resume):
+    def _make_ready(self, overwrite, resume):
         metrics_path = self.path / "metrics.jsonl"
-        config_path = self.path / "config.yaml"
         earlier = traces(self.path)
         if earlier and not (overwrite or resume):
             raise UserError(f"output_dir: {self.path} already holds a run ({', '.join(earlier)}); "
@@ -115,18 +120,12 @@ class RunFolder(NoFolder):
         if resume and lost_configuration(self.path) and not self.allow_changes:
             raise UserError(f"output_dir: {self.path} holds a run without config.yaml: with which configuration it began "
                             "is unknown; --allow_changes goes on all the same")
-        if resume and config_path.exists():
-            changes = other_configuration(config_path, config)
-            if changes and not self.allow_changes:
-                raise UserError(f"{config_path}: the run began with another configuration: {changes}; "
-                                "--allow_changes goes on all the same")
-        else:
-            changes = ""
+        if self.changes and not self.allow_changes:
+            raise UserError(f"{self.path / 'config.yaml'}: the run began with another configuration: {self.changes}; "
+                            "--allow_changes goes on all the same")
         self.path.mkdir(parents=True, exist_ok=True)
         self._metrics = open(metrics_path, "ab")
         self._keep_others_out()
-        if changes:  # a finished run may have become longer
-            (self.path / "summary.json").unlink(missing_ok=True)
         if not resume:
             self._metrics.truncate(0)
             for path in (self.path / name for name in earlier):
@@ -135,7 +134,8 @@ class RunFolder(NoFolder):
         for folder in (self.path, self.path / "checkpoints"):
             for left_behind in folder.glob(f"{UNFINISHED}*"):  # by a run that was killed
                 shutil.rmtree(left_behind)
-        self._write_text("config.yaml", dump_config(config))
+        if not resume:
+            self.begin()
 
     def _keep_others_out(self):
         """Hold the lock of metrics.jsonl for as long as the process lives."""
@@ -145,6 +145,12 @@ class RunFolder(NoFolder):
             raise UserError(f"output_dir: another process is at work in {self.path}") from None
         except OSError:
             pass  # a file system without locks
+
+    def begin(self):
+        """From here on the folder is this configuration's."""
+        if self.changes:
+            (self.path / "summary.json").unlink(missing_ok=True)
+        self._write_text("config.yaml", dump_config(self.config))
 
     def log(self, event, **figures):
         """Append one line to metrics.jsonl."""
