@@ -94,7 +94,7 @@ def step():
 
 def topology():
     """The host's part of an update: weights and gradients there already, masks and state back on the device."""
-    masked = masked_step("resnet50", 224)
+    masked = masked_step("resnet50", 224, classes=1000)
     weights = [layer.weight.asnumpy() for layer in masked.layers]
     rng = np.random.default_rng(0)
     gradients = [rng.standard_normal(weight.shape, np.float32) for weight in weights]
@@ -227,7 +227,7 @@ def batch_of(batch, size):
             ms.Tensor(rng.integers(0, 10, batch), ms.int32))
 
 
-def network_with_loss(name, size):
+def network_with_loss(name, size, classes=10):
     """`(network, network with its loss, optimizer of parameters)`."""
     import mindspore as ms
     from mindspore import nn
@@ -237,7 +237,7 @@ def network_with_loss(name, size):
     ms.set_device("CPU")
     ms.set_context(mode=ms.GRAPH_MODE)
     ms.set_seed(0)
-    network = create_model(name, 10, 3, size)
+    network = create_model(name, classes, 3, size)
     with_loss = nn.WithLossCell(network, nn.CrossEntropyLoss())
     return network, with_loss, lambda parameters: nn.Momentum(parameters, 1e-3, 0.9, weight_decay=5e-4)
 
@@ -249,7 +249,7 @@ def dense_step(name, size):
     return nn.TrainOneStepCell(with_loss, optimizer(network.trainable_params())).set_train()
 
 
-def masked_step(name, size):
+def masked_step(name, size, classes=10):
     """RPG's step in the middle of a long run, the largest `DENSITY` of the weights active."""
     from rpg_ms.cells import SparseTrainStep, sparsify
     from rpg_ms.cells.masked import set_topology
@@ -258,7 +258,7 @@ def masked_step(name, size):
     from rpg_ms.pruning.topology import start_masks
     from rpg_ms.rank import RankLoss
 
-    network, with_loss, optimizer = network_with_loss(name, size)
+    network, with_loss, optimizer = network_with_loss(name, size, classes)
     layers = sparsify(network).layers
     weights = [layer.weight.asnumpy() for layer in layers]
     counts = ALLOCATIONS["uniform"](weights, DENSITY, 1)

@@ -7,6 +7,8 @@ same.
 from __future__ import annotations
 
 import math
+import os
+from concurrent.futures import ThreadPoolExecutor
 from typing import Optional, Sequence
 
 import numpy as np
@@ -68,13 +70,13 @@ def survivors(weights: Sequence[np.ndarray], counts: Sequence[int]) -> list[np.n
     With counts from `global_counts` this is the global magnitude cut. Raises ValueError, naming the layer's
     index, for NaN or infinity and for a count that the layer cannot hold.
     """
-    masks = []
-    for layer, (weight, count) in enumerate(_zip_layers(weights, counts)):
+    def mask(layer, weight, count):
         magnitude = finite_magnitude(weight, f"weight of layer {layer}")
         if not 0 <= count <= magnitude.size:
             raise ValueError(f"layer {layer} has {magnitude.size} weights and cannot keep {count}")
-        masks.append(largest(magnitude, count))
-    return masks
+        return largest(magnitude, count)
+
+    return _for_each_layer(mask, weights, counts)
 
 
 def drop_and_grow(weight: np.ndarray, survivors: np.ndarray, dense_grad: Optional[np.ndarray],
@@ -120,12 +122,13 @@ def update_topology(weights: Sequence[np.ndarray], dense_grads: Optional[Sequenc
             raise ValueError(f"a drop fraction of {drop_fraction} needs dense gradients to grow by, got None")
         dense_grads = [None] * len(weights)
     masks = survivors(weights, counts)
-    updated = []
-    for layer, (weight, dense_grad) in enumerate(_zip_layers(weights, dense_grads)):
+
+    def redrawn(layer, weight, dense_grad):
         n_grow = math.floor(drop_fraction * counts[layer])
-        updated.append(_redraw(weight, masks[layer], dense_grad, counts[layer] - n_grow, n_grow,
-                               raise_rank, where=f" of layer {layer}"))
-    return updated
+        return _redraw(weight, masks[layer], dense_grad, counts[layer] - n_grow, n_grow, raise_rank,
+                       where=f" of layer {layer}")
+
+    return _for_each_layer(redrawn, weights, dense_grads)
 
 
 def _redraw(weight, surviving, dense_grad, n_keep, n_grow, raise_rank, where):
@@ -171,7 +174,9 @@ def _end_of_first(flags: np.ndarray, count: int) -> int:
     return end
 
 
-def _zip_layers(weights, others):
+def _for_each_layer(function, weights, others):
+    """`[function(layer, weight, other), ...]`, a thread to each layer: NumPy's selection runs beside itself."""
     if len(weights) != len(others):
         raise ValueError(f"{len(weights)} layers of weights, but {len(others)} entries to go with them")
-    return zip(weights, others)
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        return list(pool.map(function, range(len(weights)), weights, others))
