@@ -26,10 +26,9 @@ def train(config, task, network, found, step_cell, rates, folder, ranks):
         ranks: `rpg_ms.training.distributed.Ranks`.
 
     Raises:
-        RunStopped: the ranks' weights are no longer the same; the loss, a gradient or a weight is not finite; the disk is full; or SIGTERM came, and a checkpoint
-            was written.
-        UserError: the checkpoints of a run that should go on are damaged, or of another number of steps or
-            ranks.
+        RunStopped: the ranks' weights are no longer the same; the loss, a gradient or a weight is not finite; the disk
+            is full; or SIGTERM came, and a checkpoint was written.
+        UserError: the checkpoints of a run that should go on are damaged, or of another number of steps or ranks.
     """
     total = len(rates)
     checkpoints = Checkpoints(folder.path, config.checkpoint.keep, ranks)

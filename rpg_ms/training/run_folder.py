@@ -131,11 +131,10 @@ class RunFolder(NoFolder):
             for path in (self.path / name for name in earlier):
                 if path != metrics_path:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
+            (self.path / "config.yaml").unlink(missing_ok=True)  # the earlier run's; `begin` writes this one's
         for folder in (self.path, self.path / "checkpoints"):
             for left_behind in folder.glob(f"{UNFINISHED}*"):  # by a run that was killed
                 shutil.rmtree(left_behind)
-        if not resume:
-            self.begin()
 
     def _keep_others_out(self):
         """Hold the lock of metrics.jsonl for as long as the process lives."""
