@@ -32,7 +32,8 @@ def test_run_folder(run):
     assert summary["density"] == summary["nonzero"] / summary["prunable"]
     assert 30 < summary["top1"] <= 100  # chance is 10
     events = {event: [line for line in lines if line["event"] == event] for event in
-              ("train", "topology", "evaluation")}
+              ("start", "train", "topology", "evaluation")}
+    assert [line["density"] for line in events["start"]] == [1.0]
     assert [line["step"] for line in events["train"]] == list(range(4, STEPS + 1, 4))
     assert [line["step"] for line in events["topology"]] == list(range(3, 34, 3))
     assert [line["step"] for line in events["evaluation"]] == [16, 32, 48]

@@ -31,14 +31,11 @@ def training(run):
     accuracy.set_ylabel("top-1 accuracy (%)")
     loss.plot(*_series(run.train, "loss"), color=VERMILLION, linewidth=1)
     loss.set_ylabel("training loss")
-    steps, densities = _series(run.topology, "density")
+    known = [(0, line["density"]) for line in run.start] + [(line["step"], line["density"]) for line in run.topology]
+    steps, densities = zip(*known or [(0, run.density)])
     last = max([run.step] + [line["step"] for line in (*run.train, *run.topology, *run.evaluation)])
-    now = densities[-1] if densities else run.density
-    before = now
-    if densities:
-        before = 1.0 if run.config.pruning.start == "dense" else run.config.pruning.density
-    density.step([0, *steps, last], [100 * d for d in (before, *densities, now)], where="post", color=GREEN)
-    density.set_ylim(min(25, 80 * min(before, now, *densities)), 120)
+    density.step([*steps, last], [100 * d for d in (*densities, densities[-1])], where="post", color=GREEN)
+    density.set_ylim(min(25, 80 * min(densities)), 120)
     _percent_on_log_axis(density)
     density.set_ylabel("density (%)")
     rate.plot(*_series(run.train, "lr"), color=PURPLE)

@@ -16,6 +16,7 @@ from rpg_ms.training.run_folder import read_summary
 
 # What the lines of metrics.jsonl must have to be drawn.
 RECORDS = {
+    "start": {"density": NUMBER},
     "train": {"step": int, "loss": NUMBER, "lr": NUMBER},
     "topology": {"step": int, "density": NUMBER, "ranks": list},
     "evaluation": {"step": int, "top1": NUMBER},
@@ -59,8 +60,8 @@ class Layer:
 class Run:
     """One training run; `step` and `layers` are those of its newest checkpoint.
 
-    `train`, `topology` and `evaluation` are the lines of metrics.jsonl, dicts; those of an unfinished run,
-    whose `summary` is None, may go beyond that step.
+    `start`, `train`, `topology` and `evaluation` are the lines of metrics.jsonl, dicts; those of an unfinished
+    run, whose `summary` is None, may go beyond that step.
     """
 
     label: str
@@ -70,6 +71,7 @@ class Run:
     step: int
     total_steps: int
     seconds: float
+    start: Tuple[dict, ...]
     train: Tuple[dict, ...]
     topology: Tuple[dict, ...]
     evaluation: Tuple[dict, ...]

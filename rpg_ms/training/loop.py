@@ -45,6 +45,8 @@ def train(config, task, network, found, step_cell, rates, folder, ranks):
     folder.cut_metrics(state["metrics_length"])
     if state["step"] > 0:
         tqdm.write(f"going on after step {state['step']} of {total}")
+    else:
+        folder.log("start", **_counts(found))  # not all 1: weights to start from may be pruned
     started = time.monotonic() - state["seconds"]
     stop = False
     losses = []  # (first step, loss or losses) since the last look: looking makes the host wait for the device

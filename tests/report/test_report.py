@@ -122,13 +122,18 @@ def test_the_numbers_are_those_of_the_checkpoint(run, loaded):
     assert loaded.layers[0].dense_flops == 16 * 9 * 28 * 28 and loaded.layers[-1].dense_flops == 640
 
 
-def test_density_before_the_first_update(loaded):
-    def first(start):
-        pruning = loaded.config.pruning.model_copy(update={"start": start})
-        run = dataclasses.replace(loaded, config=loaded.config.model_copy(update={"pruning": pruning}))
-        return figures.training(run).axes[2].lines[0].get_ydata()[0]
+def test_density_begins_where_the_run_did(loaded):
+    def drawn(run):
+        line, = figures.training(run).axes[2].lines
+        return list(zip(*line.get_data()))
 
-    assert first("dense") == 100 and first("random") == 20  # percent
+    logged = [(line["step"], 100 * line["density"]) for line in loaded.topology]
+    end = (loaded.total_steps, 100 * loaded.density)
+    assert drawn(loaded) == [(0, 100), *logged, end]
+    pruned = dataclasses.replace(loaded, start=({"density": 0.25},))  # weights to start from may be
+    assert drawn(pruned) == [(0, 25), *logged, end]
+    assert drawn(dataclasses.replace(loaded, start=())) == [*logged, end]
+    assert drawn(dataclasses.replace(loaded, start=(), topology=())) == [(0, end[1]), end]
 
 
 def test_unfinished_run_with_a_torn_line(copy, loaded, tmp_path):
