@@ -307,19 +307,26 @@ def _fill(group: Group, **defaults: Any) -> Group:
 def _check_choices(config: Config, sources: Dict[Path, str], file_name: str) -> None:
     """Refuse what the method does not allow together, such as drop and grow with nothing to grow by."""
     pruning, rank = config.pruning, config.rank
+
+    def source(*keys):  # of whichever of them was given last
+        paths = [("pruning", key) for key in keys]
+        return ([sources[path] for path in sources if path in paths] or [file_name])[-1]
+
     try:
         dataclasses.replace(METHODS[pruning.method], schedule=pruning.schedule, allocation=pruning.allocation,
                             start=pruning.start, alpha=pruning.alpha, rank_lambda=rank.lambda_, rank_delta=rank.delta)
     except ValueError as error:
-        choices = [("pruning", key) for key in ("method", "schedule", "allocation", "start", "alpha")]
-        source = ([sources[key] for key in sources if key in choices] or [file_name])[-1]
-        raise UserError(f"{source}: pruning.method: {pruning.method}: {one_line(str(error))}") from None
+        raise UserError(f"{source('method', 'schedule', 'allocation', 'start', 'alpha')}: "
+                        f"pruning.method: {pruning.method}: {one_line(str(error))}") from None
+    if pruning.warmup_updates > 0 and pruning.start != "dense":
+        raise UserError(f"{source('method', 'warmup_updates', 'start')}: pruning.warmup_updates: "
+                        f"{pruning.warmup_updates} must be 0 for {pruning.method}, whose masks have the target density "
+                        f"from the first step (pruning.start: {pruning.start})")
     for key, other in (("prune_until", "freeze_after"), ("grad_accumulation", "update_every")):
         least, most = getattr(pruning, key), getattr(pruning, other)
         if least > most > 0:
-            choices = [("pruning", name) for name in ("method", key, other)]
-            source = ([sources[name] for name in sources if name in choices] or [file_name])[-1]
-            raise UserError(f"{source}: pruning.{key}: {least} is greater than pruning.{other}, {most}")
+            raise UserError(f"{source('method', key, other)}: pruning.{key}: {least} is greater than pruning.{other}, "
+                            f"{most}")
 
 
 def _merge(values: dict, sources: Dict[Path, str], layer: dict, source: str, path: Path = ()) -> None:

@@ -185,6 +185,17 @@ def test_a_method_keeps_its_own_values(project):
     assert values(planned("rigl", settings=["pruning.alpha=0.5"])[0])[1] == 0.5
 
 
+def test_what_a_file_counts_in_its_own_updates_stays_with_it(project):
+    (project / "a.yaml").write_text(CONFIG.replace("pruning: {", "pruning: {warmup_updates: 1, grad_accumulation: 3, "))
+
+    def values(cell):
+        return cell.config.pruning.warmup_updates, cell.config.pruning.grad_accumulation
+
+    cells = planned("rpg", "gmp", "granet", "rigl", "set", "one_shot", "st3")
+    assert [values(cell) for cell in cells] == [(1, 3), (1, 1), (1, 1), (0, 1), (0, 1), (0, 1), (0, 1)]
+    assert values(planned("granet", settings=["pruning.grad_accumulation=2"])[0]) == (1, 2)
+
+
 def test_run_of_another_configuration(project):
     run_fakes(planned("gmp"))
     with pytest.raises(UserError, match=r"gmp_d0.2_s0/config.yaml: .* optimizer.lr \(was 0.1, now 0.2\)"):

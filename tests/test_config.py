@@ -214,6 +214,13 @@ def test_choices_that_contradict_the_method(write):
     assert line.startswith("x.yaml: pruning.method: dense: ")
 
 
+@pytest.mark.parametrize("method", [name for name, row in METHODS.items() if row.start != "dense"])
+def test_no_dense_updates_before_masks_that_are_there_from_the_start(write, method):
+    line = complaint(write(f"pruning: {{method: {method}}}"), ["pruning.warmup_updates=2"])
+    assert line.startswith("--set: pruning.warmup_updates: 2 must be 0 for ") and "pruning.start" in line
+    assert load_config(write("pruning: {method: st3, warmup_updates: 2}")).pruning.warmup_updates == 2
+
+
 def test_unknown_keys_list_near_matches_and_the_allowed_keys(write):
     allowed = ", ".join(PruningConfig.model_fields)
     expected = f"pruning.densty: unknown key; did you mean density? allowed: {allowed}"

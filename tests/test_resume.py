@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from doors import TINY, door, killed_door, last_json, refused
+from rpg_ms.training.checkpoint import Checkpoints
+from rpg_ms.training.distributed import ALONE
 
 # Everything that has a state: momentum, average, a window of gradients, micro-batches, augmentation, mid-epoch steps.
 OPTIONS = ["train.ema_decay=0.9", "pruning.grad_accumulation=2", "train.micro_batches=2", "data.augment=auto",
@@ -85,6 +87,17 @@ def test_damaged_checkpoint_is_named_and_the_one_before_used(uninterrupted):
     last_json(result)
     assert files[-1] in result.stdout + result.stderr and f"after step {int(files[0][5:-5])}" in result.stdout
     assert_same(uninterrupted, "damaged")
+
+
+@pytest.mark.parametrize("keep, steps", [(1, [60]), (2, [50, 60])])
+def test_a_damaged_checkpoint_does_not_displace_whole_ones(tmp_path, monkeypatch, keep, steps):
+    """That of step 100 is damaged: the run went on after step 50, and was stopped at step 60."""
+    monkeypatch.setattr("rpg_ms.training.checkpoint.save", lambda path, *_: path.write_bytes(b""))
+    checkpoints = Checkpoints(tmp_path, 2, ALONE)
+    for step in 50, 100:
+        checkpoints.save(None, None, {"step": step}, False)
+    Checkpoints(tmp_path, keep, ALONE).save(None, None, {"step": 60}, False)
+    assert sorted(os.listdir(tmp_path / "checkpoints")) == [f"step-{step:09d}.ckpt" for step in steps]
 
 
 def test_all_checkpoints_damaged(uninterrupted):

@@ -252,16 +252,17 @@ class WeightAverage(nn.Cell):
 
 
 class MaskState(nn.Cell):
-    """Zeroes momentum, moments and any other per-weight state where the weight's mask is 0."""
+    """Zeroes momentum, moments and any other per-weight state where the weight's mask is 0.
 
-    def __init__(self, states, parameters, layers):
+    Args:
+        kept: pairs (state, the Parameter that it is kept of).
+        layers: the MaskedLayers.
+    """
+
+    def __init__(self, kept, layers):
         super().__init__(auto_prefix=False)
         masks = {layer.weight.name: layer.mask for layer in layers}
-        pairs = []
-        for state in states:
-            owner = owner_of(state, parameters)
-            if owner is not None and owner.name in masks:
-                pairs.append((state, masks[owner.name]))
+        pairs = [(state, masks[owner.name]) for state, owner in kept if owner.name in masks]
         self.states = ms.ParameterTuple([state for state, _ in pairs])
         self.masks = ms.ParameterTuple([mask for _, mask in pairs])
 
@@ -272,14 +273,11 @@ class MaskState(nn.Cell):
 
 
 class ResetState(nn.Cell):
-    """Zeroes the momentum, moments and any other state that an optimizer keeps of its parameters."""
+    """Zeroes states: momentum, moments and any other that an optimizer keeps of its parameters."""
 
-    def __init__(self, optimizer):
+    def __init__(self, states):
         super().__init__(auto_prefix=False)
-        parameters = {id(parameter) for parameter in optimizer.parameters}
-        self.states = ms.ParameterTuple([
-            state for state in optimizer.get_parameters()
-            if id(state) not in parameters and owner_of(state, optimizer.parameters) is not None])
+        self.states = ms.ParameterTuple(states)
 
     def construct(self):
         for state in self.states:
@@ -287,8 +285,15 @@ class ResetState(nn.Cell):
         return True
 
 
-def owner_of(state, parameters):
-    """The parameter that an optimizer's or average's `state` is kept of, or None."""
+def optimizer_state(optimizer):
+    """Pairs (state, the Parameter that it is kept of) of an optimizer's momentum, moments and the like."""
+    parameters = {id(parameter) for parameter in optimizer.parameters}
+    pairs = [(state, _owner(state, optimizer.parameters)) for state in optimizer.get_parameters()
+             if id(state) not in parameters]
+    return [(state, owner) for state, owner in pairs if owner is not None]
+
+
+def _owner(state, parameters):
     # "moments.head.fc.weight" is the state of "head.fc.weight", also where there is an "fc.weight".
     owners = [p for p in parameters if state.name.endswith("." + p.name) and state.shape == p.shape]
     return max(owners, key=lambda p: len(p.name), default=None)
@@ -308,7 +313,8 @@ class SparseTrainStep(nn.Cell):
         optimizer: a `mindspore.nn.Optimizer` of its trainable parameters.
         layers: the MaskedLayers to prune.
         calendar: `rpg_ms.pruning.UpdateCalendar`, or None to leave the topology alone. An update that can change
-            nothing (no regrowth, and the density of the one before it) is left out.
+            nothing (no regrowth, and the density of the one before it) is left out. Layers that are pruned already
+            are pruned further, not opened, except by schedule "alternating" or for a target above their density.
         alpha: share of a layer's weights dropped and grown at first.
         grow: name in `rpg_ms.pruning.GROW_SCORES`.
         raise_rank: whether weights grow first where they raise the structural rank of a mask.
@@ -383,11 +389,11 @@ class SparseTrainStep(nn.Cell):
         self.sink_size = sink_size
         self.sunk_steps = SunkSteps(self.plain_step, sink_size)
         self.add = AddGradients()
-        states = list(optimizer.get_parameters())
+        kept = optimizer_state(optimizer)
+        self.reset_state = ResetState([state for state, _ in kept])
         if average is not None:
-            states += average.averages
-        self.mask_state = MaskState(states, optimizer.parameters, layers)
-        self.reset_state = ResetState(optimizer)
+            kept += zip(average.averages, average.sources)
+        self.mask_state = MaskState(kept, layers)
 
     def __call__(self, *inputs):
         step = self.step_number + 1
@@ -510,7 +516,7 @@ class SparseTrainStep(nn.Cell):
         self._redraw(step, dense, fraction, rank)
         if self.alpha > 0:
             # The optimizer rests, its learning-rate schedule does not.
-            ops.assign(self.optimizer.global_step, ms.Tensor([step], ms.int32))
+            ops.assign_add(self.optimizer.global_step, ms.Tensor([1], ms.int32))
         else:
             self.apply_gradients(finite, *gradients)
         return loss
@@ -523,7 +529,8 @@ class SparseTrainStep(nn.Cell):
             if not (np.isfinite(weight).all() and np.isfinite(gradient).all()):
                 raise FloatingPointError(f"a weight or gradient of {layer.name} is not finite")
         old_masks = [layer.mask.asnumpy().copy() for layer in self.layers]
-        counts = ALLOCATIONS[self.allocation](weights, self.calendar.density_at(step), self.min_per_layer)
+        density = self._density_at(step, old_masks)
+        counts = ALLOCATIONS[self.allocation](weights, density, self.min_per_layer)
         updated = update_topology(weights, dense, counts, fraction, self.raise_rank)
         if self.soft_threshold:
             self.soft_threshold.set_masks([mask for _, mask in updated], self.allocation == "global")
@@ -540,6 +547,15 @@ class SparseTrainStep(nn.Cell):
             step=step, density=nonzero / sum(weight.size for weight in weights), nonzero=nonzero,
             drop_fraction=fraction, grown=grown, layer_nonzero=[int(count) for count in counts],
             rank_loss=float(rank[0].asnumpy()) if rank else 0.0, ranks=rank[1].asnumpy().tolist() if rank else [])
+
+
+    def _density_at(self, step, masks):
+        """The calendar's density; but a network that was pruned before is opened only by a method of dense phases."""
+        scheduled = self.calendar.density_at(step)
+        if self.calendar.schedule == "alternating":
+            return scheduled
+        now = sum(np.count_nonzero(mask) for mask in masks) / sum(mask.size for mask in masks)
+        return min(scheduled, max(now, self.calendar.density))
 
 
 def add_rank(gradients, rank_gradients, rank_of):

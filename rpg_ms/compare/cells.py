@@ -21,7 +21,7 @@ SHARED_KEYS = {key: "--set, for all methods alike" for key in ("data.name", "dat
 
 # What a method is: a file's values hold for the file's own method, the others have those of their rows.
 METHOD_SETTINGS = ("pruning.schedule=null", "pruning.allocation=null", "pruning.start=null", "pruning.alpha=null",
-                   "pruning.raise_rank=false", "rank.lambda=null", "rank.delta=null")
+                   "pruning.raise_rank=false", "pruning.grad_accumulation=1", "rank.lambda=null", "rank.delta=null")
 
 
 @dataclass(frozen=True)
@@ -139,6 +139,8 @@ def _own_values(row):
     settings = list(METHOD_SETTINGS)
     if row.update_every != plain["update_every"]:
         settings.append("pruning.update_every=null")
+    if row.update_every != plain["update_every"] or row.start != plain["start"]:
+        settings.append("pruning.warmup_updates=0")  # it counts the file's updates
     if (row.prune_until, row.freeze_after) != (plain["prune_until"], plain["freeze_after"]):
         settings += ["pruning.prune_until=null", "pruning.freeze_after=null"]
     return settings

@@ -47,7 +47,10 @@ class Checkpoints:
         self.ranks = ranks
 
     def save(self, network, step_cell, state, is_best):
-        """Write the checkpoint of a step; the older ones beyond `keep` go once it is safely on disk."""
+        """Write the checkpoint of a step; once it is safely on disk, the older ones beyond `keep` go.
+
+        So do those of later steps: damaged ones, which `restore` has passed over.
+        """
         if not self.ranks.first:
             return
         self.steps.mkdir(exist_ok=True)
@@ -56,8 +59,10 @@ class Checkpoints:
         _link(path, self.last)
         if is_best:
             _link(path, self.best)
-        for old in self._newest_first()[self.keep:]:
-            old.unlink()
+        files = self._newest_first()
+        newest = files.index(path)
+        for stale in files[:newest] + files[newest + self.keep:]:
+            stale.unlink()
 
     def restore(self, network, step_cell, report):
         """Load the newest whole checkpoint and return its state, or None if there is none.

@@ -6,6 +6,7 @@ from mindspore import ops
 
 from networks import Net, WithLoss
 from rpg_ms.cells import sparsify
+from rpg_ms.cells.masked import set_topology
 from rpg_ms.config import load_config
 from rpg_ms.pruning import METHODS, erk_counts, global_counts, structural_rank, survivors, target_count
 from rpg_ms.training.build import build_train_step
@@ -30,10 +31,13 @@ def batch(step):
 
 @pytest.fixture
 def build(tmp_path):
-    """`build(method, "key=value", ...) -> (found, step)` with density 0.2 and an update every four steps."""
+    """`build(method, "key=value", ...) -> (found, step)` with density 0.2 and an update every four steps.
+
+    With `pruned` the network that training starts from is already pruned, to that density.
+    """
     ms.set_context(mode=ms.PYNATIVE_MODE)
 
-    def make(method, *settings, seed=0):
+    def make(method, *settings, seed=0, pruned=None):
         file = tmp_path / "run.yaml"
         file.write_text("train: {epochs: 4, batch_size: 8}\noptimizer: {lr: 0.05}\n")
         ours = [f"pruning.method={method}", "pruning.density=0.2", "pruning.update_every=4"]
@@ -41,6 +45,10 @@ def build(tmp_path):
         ms.set_seed(5)
         network = Net().set_train()
         found = sparsify(network)
+        if pruned is not None:
+            weights = [layer.weight.asnumpy() for layer in found.layers]
+            for layer, weight, mask in zip(found.layers, weights, survivors(weights, global_counts(weights, pruned))):
+                set_topology(layer, weight, mask)
         step, _ = build_train_step(config, Task(), network, found.layers, "CPU", ALONE)
         return found, step
 
@@ -186,6 +194,29 @@ def test_granet_regrows_while_it_prunes(build):
         assert n_grow > 0 and set(np.flatnonzero(layer.mask.asnumpy())) == {*kept, *grown}
 
 
+@pytest.mark.parametrize("pruned, first, last", [(0.4, 0.4, 0.2), (0.2, 0.2, 0.2), (0.1, 0.2, 0.2)])
+@pytest.mark.parametrize("method", ["rpg", "rpg_erk", "gmp", "granet", "st3"])
+def test_a_network_that_was_pruned_before_is_not_opened_again(build, method, pruned, first, last):
+    """It is pruned further where the schedule is below its density; a target above its density is met at once."""
+    found, step = build(method, "pruning.update_every=1", pruned=pruned)
+    assert found.nonzero == target_count(found.prunable, pruned)
+    counts = []
+    for t in range(STEPS):
+        step(*batch(t))
+        counts.append(found.nonzero)
+    assert counts == sorted(counts, reverse=True)
+    assert (counts[0], counts[-1]) == (target_count(found.prunable, first), target_count(found.prunable, last))
+
+
+def test_acdc_opens_a_network_that_was_pruned_before(build):
+    found, step = build("acdc", "pruning.update_every=1", pruned=0.1)
+    densities = []
+    for t in range(STEPS):
+        step(*batch(t))
+        densities.append(found.density)
+    assert max(densities) == 1 and densities[-1] == pytest.approx(0.2, abs=1e-3)
+
+
 def test_acdc_opens_all_masks_with_zero_weights_and_no_momentum(build):
     found, step = build("acdc", "pruning.update_every=1")  # 34 updates to T_prune, phases of two steps
     parameters = ms.ParameterTuple([layer.weight for layer in found.layers])
@@ -245,6 +276,18 @@ def test_st3_leaves_no_layer_empty_that_has_a_mask(build):
         assert np.array_equal(layer.weight.asnumpy() != 0, layer.mask.asnumpy())
     assert [float(threshold.asnumpy()) for threshold in soft.thresholds[1:]] == pytest.approx(
         [np.sort(np.concatenate([a.ravel() for a in latents[1:]]))[-sum(counts)]] * 2, rel=0.01)
+
+
+def test_st3_s_average_is_as_sparse_as_its_network(build):
+    found, step = build("st3", "train.ema_decay=0.5")
+    for t in range(STEPS):
+        step(*batch(t))
+        averages = {average.name: average.asnumpy() for average in step.average.averages}
+        for layer, latent in zip(found.layers, step.soft_threshold.latents):
+            off = ~layer.mask.asnumpy()
+            assert not averages[f"average.{layer.weight.name}"][off].any()
+            assert latent.asnumpy()[off].all()  # and what is masked goes on learning
+    assert off.any()
 
 
 @pytest.mark.parametrize("mode", [ms.GRAPH_MODE, ms.PYNATIVE_MODE], ids=["graph", "pynative"])

@@ -142,6 +142,14 @@ def test_optimizer_rests_on_update_steps_with_regrowth_and_steps_without():
         assert step.optimizer.global_step.asnumpy().tolist() == [4]
 
 
+def test_an_optimizer_that_was_used_before_goes_on_in_its_schedule():
+    _, _, step = build()
+    ops.assign(step.optimizer.global_step, ms.Tensor([20], ms.int32))
+    for t in range(1, 5):
+        step(*data(t))  # an update among them
+    assert step.optimizer.global_step.asnumpy().tolist() == [24]
+
+
 def test_gradual_magnitude_pruning_keeps_the_largest():
     _, found, step = build(alpha=0.0, rank_weight=0.0, lr=1e-9, min_per_layer=0)  # weights stand still
     everything = np.concatenate([np.abs(layer.weight.asnumpy()).ravel() for layer in found.layers])
