@@ -1,4 +1,4 @@
-"""Files that are whole or absent."""
+"""Files that are whole or absent, and the folder to work in."""
 from __future__ import annotations
 
 import os
@@ -7,6 +7,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 UNFINISHED = ".unfinished-"  # how the folders begin in which files are written before they get their names
+
+
+@contextmanager
+def working_folder(path):
+    """Within the block `path` is the current folder."""
+    before = os.getcwd()
+    os.chdir(path)
+    try:
+        yield
+    finally:
+        os.chdir(before)
 
 
 @contextmanager

@@ -89,5 +89,17 @@ def read_image(file, name):
 
 
 def _images_below(folder):
-    return sorted(os.path.join(path, name) for path, _, names in os.walk(folder, followlinks=True)
-                  for name in names if name.lower().endswith(SUFFIXES))
+    """Paths of the images in a folder and those below it, linked ones too, each folder once."""
+    def refuse(error):  # which os.walk passes over otherwise: fewer images, and perhaps not the same on every rank
+        raise error
+
+    files, visited = [], set()
+    for path, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        folders.sort()
+        here = os.path.realpath(path)
+        if here in visited:  # by a link that leads back
+            folders.clear()
+            continue
+        visited.add(here)
+        files += (os.path.join(path, name) for name in names if name.lower().endswith(SUFFIXES))
+    return sorted(files)

@@ -40,6 +40,8 @@ def load(root: Optional[str], part: str) -> Tuple[np.ndarray, np.ndarray]:
     images, labels = _read_idx(images_file), _read_idx(labels_file)
     if images.shape[1:] != (28, 28):
         raise UserError(f"{images_file}: an array of shape {images.shape}, not images of 28 x 28 pixels")
+    if not len(images):
+        raise UserError(f"{images_file}: holds no images")
     if labels.shape != images.shape[:1]:
         raise UserError(
             f"{labels_file}: an array of shape {labels.shape} for {len(images)} images in {images_file.name}")

@@ -99,13 +99,16 @@ def write_class_folders(root, output, shards=1):
         raise UserError(f"{output} already has {present[0]}")
     output.mkdir(parents=True, exist_ok=True)
     for part, listing in listings.items():
-        writer = FileWriter(str(output / f"{part}.mindrecord"), shard_num=shards)
-        writer.add_schema(SCHEMA, f"images of {len(listing.classes)} classes")
-        for file, label in zip(listing.files, listing.labels):
-            path = os.fsdecode(file)
-            class_folders.read_image(path, path)  # better now than in the middle of a training run
-            writer.write_raw_data([{"image": Path(path).read_bytes(), "label": int(label)}])
-        writer.commit()
+        try:
+            writer = FileWriter(str(output / f"{part}.mindrecord"), shard_num=shards)
+            writer.add_schema(SCHEMA, f"images of {len(listing.classes)} classes")
+            for file, label in zip(listing.files, listing.labels):
+                path = os.fsdecode(file)
+                class_folders.read_image(path, path)  # better now than in the middle of a training run
+                writer.write_raw_data([{"image": Path(path).read_bytes(), "label": int(label)}])
+            writer.commit()
+        except RuntimeError as error:
+            raise UserError(f"{output}: cannot be written: {_reason(error)}") from None
     return {part: len(listing.files) for part, listing in listings.items()}
 
 

@@ -122,7 +122,7 @@ class _Batches:
         try:
             rows = [self.samples[i] for i in range(first, first + self.batch_size)]
         except UserError as error:
-            problem = np.frombuffer(str(error).encode(), np.uint8)
+            problem = np.frombuffer(str(error).encode(errors="backslashreplace"), np.uint8)
             return np.zeros(1, np.float32), np.zeros(1, np.int32), problem
         images = np.stack([image for image, _ in rows])
         labels = np.array([label for _, label in rows], np.int32)

@@ -31,7 +31,7 @@ def compact(model, multiple_of=1):
     """
     import onnx
 
-    graph = _Graph(onnx.shape_inference.infer_shapes(model))
+    graph = _Graph(_with_shapes(model))
     graph.follow()
     graph.find_needed()
     graph.round_up(multiple_of)
@@ -40,7 +40,19 @@ def compact(model, multiple_of=1):
     graph.rewrite(compacted.graph)
     del compacted.graph.value_info[:]  # of the old shapes
     onnx.checker.check_model(compacted)
-    return compacted, graph.multiply_adds(), _Graph(onnx.shape_inference.infer_shapes(compacted)).multiply_adds()
+    return compacted, graph.multiply_adds(), _Graph(_with_shapes(compacted)).multiply_adds()
+
+
+def _with_shapes(model):
+    """A copy that tells the shapes of its tensors: of one image, where the network takes any number."""
+    import onnx
+
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    for value in (*copy.graph.input, *copy.graph.output):
+        for dimension in value.type.tensor_type.shape.dim[:1]:
+            dimension.dim_value = dimension.dim_value or 1
+    return onnx.shape_inference.infer_shapes(copy)
 
 
 class _Graph:
@@ -323,11 +335,13 @@ class _Graph:
 
     def multiply_adds(self):
         """Of one image, in all layers."""
-        total = 0
+        total, batch = 0, self.shapes[self.inputs[0]][0]
         for node in self.nodes:
             if node.op_type in LAYERS and node.input[1] in self.arrays:
                 shape = self.shapes[node.output[0]]
-                total += int(np.prod(shape[2:] if node.op_type == "Conv" else shape[1:-1])) * self.arrays[node.input[1]].size
+                # A sequence comes to its dense layers as [batch, length, channels] or as [batch * length, channels].
+                positions = np.prod(shape[2:]) if node.op_type == "Conv" else np.prod(shape[:-1]) // batch
+                total += int(positions) * self.arrays[node.input[1]].size
         return total
 
     def _norm(self, node):

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import re
+from contextlib import contextmanager
 from pathlib import Path
 
 import mindspore as ms
@@ -16,7 +17,7 @@ import rpg_ms
 from rpg_ms.deploy.compact import compact
 from rpg_ms.deploy.onnx_operators import exportable, restore_operators
 from rpg_ms.errors import UserError, one_line
-from rpg_ms.files import atomic_path
+from rpg_ms.files import atomic_path, working_folder
 from rpg_ms.models.flops import layer_flops
 
 FORMATS = ("MINDIR", "ONNX", "AIR")
@@ -168,7 +169,8 @@ def _write(deployed, example, file_format, dynamic_batch, path, model):
     example = ms.Tensor(example)
     if dynamic_batch:
         example = ms.Tensor(shape=[None, *example.shape[1:]], dtype=example.dtype)
-    ms.export(deployed, example, file_name=path, file_format=file_format)
+    with _plain_name(path) as name:
+        ms.export(deployed, example, file_name=name, file_format=file_format)
     os.chmod(path, 0o644)  # MindSpore makes it read-only, and it is to be flushed to disk
 
 
@@ -177,8 +179,8 @@ def _write_onnx(deployed, example, dynamic_batch, path, model):
 
     axes = {"images": {0: "batch"}} if dynamic_batch else None
     try:
-        with exportable(deployed.network):
-            ms.onnx.export(deployed, ms.Tensor(example), file_name=path, input_names=["images"],
+        with exportable(deployed.network), _plain_name(path) as name:
+            ms.onnx.export(deployed, ms.Tensor(example), file_name=name, input_names=["images"],
                            output_names=["outputs"], dynamic_axes=axes)
     except RuntimeError as error:
         operator = re.search(r"(\w+) operator ", str(error))
@@ -187,11 +189,31 @@ def _write_onnx(deployed, example, dynamic_batch, path, model):
         raise UserError(f"--file_format: {model} cannot be exported to ONNX: MindSpore {ms.__version__} "
                         f"cannot export its operator {operator[1]}; MINDIR takes it") from None
     written = onnx.load(path)
-    restore_operators(written)
-    if dynamic_batch:  # MindSpore names the input's axis only
-        written.graph.output[0].type.tensor_type.shape.dim[0].dim_param = "batch"
-    onnx.checker.check_model(written)
+    with _as_refusal():
+        restore_operators(written)
+        if dynamic_batch:  # MindSpore names the input's axis only
+            written.graph.output[0].type.tensor_type.shape.dim[0].dim_param = "batch"
+        onnx.checker.check_model(written)
     onnx.save(written, path)
+
+
+@contextmanager
+def _plain_name(path):
+    """A name to let MindSpore write `path` by: it takes neither blanks nor letters beyond ASCII in a path."""
+    folder, name = os.path.split(path)
+    with working_folder(folder):
+        plain = f"network{os.path.splitext(name)[1]}"
+        yield plain
+        os.replace(plain, name)
+
+
+@contextmanager
+def _as_refusal():
+    """What onnx and onnxruntime raise, exceptions of their own among it, as a UserError: MindSpore's file is no good."""
+    try:
+        yield
+    except Exception as error:
+        raise UserError(f"--file_format: the network cannot be exported to ONNX: {_reason(error)}; MINDIR takes it") from None
 
 
 def _compact(path, images):
@@ -199,7 +221,8 @@ def _compact(path, images):
     import onnx
 
     before = _load_onnx(path)[0](images)
-    model, _, multiply_adds = compact(onnx.load(path), CHANNELS)
+    with _as_refusal():
+        model, _, multiply_adds = compact(onnx.load(path), CHANNELS)
     onnx.save(model, path)
     difference = float(np.abs(_load_onnx(path)[0](images) - before).max())
     if not difference <= COMPACTION_TOLERANCE * max(1, np.abs(before).max()):
@@ -231,7 +254,8 @@ def _load_onnx(path):
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # what goes wrong is raised as well
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    with _as_refusal():
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     initializers = onnx.load(str(path)).graph.initializer
     weights = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in initializers}
     return lambda images: session.run(None, {"images": images})[0], weights

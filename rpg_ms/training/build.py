@@ -3,16 +3,18 @@ from __future__ import annotations
 
 import atexit
 import dataclasses
-import os
 import tempfile
 
-from mindcv.optim import create_optimizer
+import mindspore as ms
+import numpy as np
+from mindcv.optim.adamw import AdamW
 from mindcv.scheduler.dynamic_lr import cosine_decay_refined_lr, linear_refined_lr, multi_step_lr
-from mindspore import amp
+from mindspore import amp, nn
 
 from rpg_ms.cells import SoftThreshold, SparseTrainStep, WeightAverage, sparsify
 from rpg_ms.cells.masked import set_topology
-from rpg_ms.errors import UserError
+from rpg_ms.errors import UserError, one_line
+from rpg_ms.files import working_folder
 from rpg_ms.models import create_model
 from rpg_ms.pruning.allocation import ALLOCATIONS
 from rpg_ms.pruning.calendar import UpdateCalendar
@@ -31,10 +33,12 @@ def build_network(config, task, pretrained=None, mixed_precision=True):
         mixed_precision: whether it computes at `train.amp_level`; its weights are float32 either way.
 
     Raises:
-        UserError: an unknown network, exclusions that match nothing, or weights that do not fit.
+        UserError: an unknown network, one that does not fit the task's images and classes, exclusions that match
+            nothing, or weights that do not fit.
     """
     model, (channels, size, _) = config.model, task.input_shape
     network = create_model(model.name, task.classes, channels, size, model.width, model.pool_padding)
+    _check_fit(network, config, task)
     try:
         found = sparsify(network, config.pruning.exclude)
     except ValueError as error:
@@ -50,20 +54,38 @@ def build_network(config, task, pretrained=None, mixed_precision=True):
     return network, found
 
 
+def _check_fit(network, config, task):
+    """Try one image, all zero: its size or the number of classes may not be what the network is made for."""
+    name, data = config.model.name, config.data.name
+    mode, training = ms.get_context("mode"), network.training
+    ms.set_context(mode=ms.PYNATIVE_MODE)  # whose errors say what is wrong, in few words
+    try:
+        returned = network.set_train(False)(ms.Tensor(np.zeros((1, *task.input_shape), np.float32)))
+        if isinstance(returned, ms.Tensor):
+            returned.asnumpy()  # not computed before
+    except Exception as error:  # of any kind, from anybody's network
+        size = " x ".join(str(n) for n in task.input_shape)
+        reason = one_line(str(error).partition("\n---")[0])[:200]
+        raise UserError(f"model.name: {name} cannot take images of {size} (data.name: {data}): {reason}") from None
+    finally:
+        network.set_train(training)
+        ms.set_context(mode=mode)
+    shape = tuple(returned.shape) if isinstance(returned, ms.Tensor) else type(returned).__name__
+    if shape != (1, task.classes):
+        raise UserError(f"model.name: {name} returns {shape} for one image of {data}, not (1, {task.classes}), a number "
+                        "for each class")
+
+
 def _mixed_precision(network, level):
     """The network at an amp level.
 
     At O1 MindSpore writes its source anew into the current folder, and reads that when it compiles: it gets a
     folder which is there until the process ends.
     """
-    before = os.getcwd()
     folder = tempfile.TemporaryDirectory(prefix="rpg_ms-")
     atexit.register(folder.cleanup)
-    os.chdir(folder.name)
-    try:
+    with working_folder(folder.name):
         return amp.auto_mixed_precision(network, level)
-    finally:
-        os.chdir(before)
 
 
 def learning_rates(config, steps_per_epoch):
@@ -84,6 +106,23 @@ def learning_rates(config, steps_per_epoch):
         return rates + linear_refined_lr(1.0, schedule.end_lr / peak, total - warmup, **rest)
     milestones = [round(fraction * total) - warmup for fraction in schedule.milestones]
     return rates + multi_step_lr(milestones if schedule.name == "step" else [], schedule.gamma, **rest)
+
+
+def build_optimizer(config, parameters, rates):
+    """The optimizer of an `OptimizerConfig` for the parameters, in their order, with the learning rate of every step.
+
+    Unless `decay_norm_and_bias`, only weights of two or more dimensions decay, and no table of biases: norms' scales
+    are not known by their names, which differ between `nn` and `mint`.
+    """
+    decays = {parameter.name: config.decay_norm_and_bias or (
+        parameter.ndim > 1 and "bias" not in parameter.name.rpartition(".")[2]) for parameter in parameters}
+    groups = [([p for p in parameters if decays[p.name]], config.weight_decay),
+              ([p for p in parameters if not decays[p.name]], 0.0)]
+    groups = [{"params": some, "weight_decay": decay} for some, decay in groups if some]
+    groups.append({"order_params": parameters})
+    if config.name == "sgd":
+        return nn.Momentum(groups, rates, config.momentum, use_nesterov=config.nesterov)
+    return {"adam": nn.Adam, "adamw": AdamW}[config.name](groups, rates)
 
 
 def build_train_step(config, task, network, layers, device, ranks):
@@ -109,11 +148,7 @@ def build_train_step(config, task, network, layers, device, ranks):
     if method.soft_threshold:
         soft_threshold = SoftThreshold(layers)
         parameters = soft_threshold.trained(parameters)
-    optimizer = create_optimizer(
-        parameters, "momentum" if config.optimizer.name == "sgd" else config.optimizer.name,
-        lr=rates, weight_decay=config.optimizer.weight_decay, momentum=config.optimizer.momentum,
-        nesterov=config.optimizer.nesterov,
-        weight_decay_filter="disable" if config.optimizer.decay_norm_and_bias else "norm_and_bias")
+    optimizer = build_optimizer(config.optimizer, parameters, rates)
     calendar = None
     if dataclasses.replace(method, start=pruning.start, alpha=pruning.alpha, schedule=pruning.schedule).updates:
         try:

@@ -136,6 +136,8 @@ def load_weights(path, network, found, allow=(), entry=None, allow_with=None):
     """
     parameters = {parameter.name: parameter for parameter in network.get_parameters()}
     tensors = read_weights(path, entry, LARGER * sum(parameter.size for parameter in parameters.values()) + 2 ** 24)
+    if not tensors:
+        raise UserError(f"{path}: holds no weights")
     pytorch = pytorch_names(network)
     namings = ({name: name for name in parameters}, {name: own for own, name in pytorch.items()},
                getattr(network, "former_names", {}))

@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -86,6 +88,30 @@ def test_what_is_wrong_with_the_folders_is_named(tmp_path, damage, words):
     with pytest.raises(UserError) as error:
         load_dataset(DataConfig(name="imagenet", root=None if damage == "no root" else str(root)), 0)
     assert all(word in str(error.value) for word in words) and "\n" not in str(error.value)
+
+
+def test_a_link_that_leads_back_does_not_repeat_images(tmp_path):
+    root = image_files.class_folders(tmp_path / "data")
+    expected = class_folders.list_images(root, "train").labels
+    (root / "train/n01/loop").symlink_to(root / "train/n01")
+    (tmp_path / "more").mkdir()
+    (root / "train/n01/n01_1.JPEG").rename(tmp_path / "more/n01_1.JPEG")
+    (root / "train/n01/linked").symlink_to(tmp_path / "more")
+    assert np.array_equal(class_folders.list_images(root, "train").labels, expected)
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    root = image_files.class_folders(tmp_path)
+    (root / "train/n01/locked").mkdir()
+    scandir = os.scandir
+
+    def refusing(path):
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(UserError, match="n01/locked: cannot be read: Permission denied"):
+        class_folders.list_images(root, "train")
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", "truncated", "png", "removed"])

@@ -120,6 +120,7 @@ def test_a_damaged_file_is_named(tmp_path_factory, name, data):
 
 @pytest.mark.parametrize("name, wrong, message", [
     ("train-images-idx3-ubyte", np.zeros((40, 32, 32), np.uint8), "not images of 28 x 28"),
+    ("train-images-idx3-ubyte", np.zeros((0, 28, 28), np.uint8), "holds no images"),
     ("train-labels-idx1-ubyte", np.zeros(39, np.uint8), "for 40 images"),
     ("train-labels-idx1-ubyte", np.full(40, 10, np.uint8), "label 10 is not in 0 to 9"),
 ])

@@ -64,6 +64,14 @@ def test_the_script(folders, tmp_path):
     assert "already has train.mindrecord0" in result.stderr
 
 
+def test_a_full_disk_is_an_error_of_one_line(folders, tmp_path, monkeypatch):
+    def full(*_):
+        raise RuntimeError("Exception thrown\n[ERROR] Failed to write, no space left\n---\nC++ call stack")
+    monkeypatch.setattr(FileWriter, "commit", full)
+    with pytest.raises(UserError, match="out: cannot be written: Failed to write, no space left$"):
+        write_class_folders(folders, tmp_path / "out")
+
+
 @pytest.mark.parametrize("damage, words", [
     ("none", ["data.root", "no train.mindrecord", "make_mindrecord.py"]),
     ("no index", ["train.mindrecord lacks its index"]),

@@ -146,11 +146,11 @@ def test_what_mixing_draws_depends_on_seed_step_and_rank():
 def test_an_unreadable_image_is_an_error_of_one_line_that_names_it(workers, capfd):
     def image(i):
         if i == 17:
-            raise UserError("some/where/ünreadable.jpg: not a readable image: truncated")
+            raise UserError("some/where/ünreadable\udcff.jpg: not a readable image: truncated")  # no UTF-8
         return numbered(20).image(i)
     samples = EvalSamples(ImageSet(image, np.arange(20, dtype=np.int32)), TO_ARRAY, 4)
     seen = []
-    with pytest.raises(UserError, match="^some/where/ünreadable.jpg: not a readable image: truncated$"):
+    with pytest.raises(UserError, match=r"^some/where/ünreadable\\udcff.jpg: not a readable image: truncated$"):
         for _, labels_of_batch in batches(samples, 4, workers):
             seen += labels_of_batch.asnumpy().tolist()
     assert seen == list(range(16))

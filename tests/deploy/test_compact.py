@@ -205,6 +205,31 @@ def test_layers_as_scipy_matrices():
         np.testing.assert_allclose(matrix @ x, matrix.toarray() @ x, atol=1e-5)
 
 
+@pytest.mark.parametrize("flat", [False, True])
+def test_multiply_adds_of_a_sequence(flat):
+    """A dense layer counts once at each of the 49 positions, whether they stand beside the batch or in it."""
+    net = Builder()
+    x = net.add("Transpose", net.conv("images", 2, 8, 1, bias=False), perm=[0, 2, 3, 1])
+    x = net.add("Reshape", x, np.array([3 * 49, 8] if flat else [3, 49, 8]))
+    x = net.add("MatMul", x, net.rng.standard_normal((8, 5)).astype(np.float32))
+    x = net.add("ReduceMean", net.add("Reshape", x, np.array([3, 49, 5])), axes=[1], keepdims=0)
+    model = net.model(x, 5)
+    compacted, before, after = compact(model)
+    assert before == after == 49 * (2 * 8 + 8 * 5)
+    np.testing.assert_allclose(run(compacted, net.shape), run(model, net.shape), atol=1e-5)
+
+
+@pytest.mark.parametrize("batch", ["batch", 1, 3])
+def test_multiply_adds_are_those_of_one_image(batch):
+    net = Builder()
+    model = net.head(net.conv("images", 2, 6), 6)
+    for value in (model.graph.input[0], model.graph.output[0]):
+        setattr(value.type.tensor_type.shape.dim[0], "dim_param" if batch == "batch" else "dim_value", batch)
+    compacted, before, after = compact(model)
+    assert before == after == 49 * 9 * 2 * 6 + 6 * 4
+    assert compacted.graph.input[0] == model.graph.input[0]
+
+
 def test_a_graph_that_does_not_tell_its_shapes_stays():
     net = Builder()
     x = net.add("Relu", net.conv("images", 2, 5, dead=(1,), bias=False))

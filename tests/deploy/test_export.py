@@ -312,6 +312,25 @@ def test_what_onnx_cannot_hold(task, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("compacted", [False, True])
+def test_a_file_that_onnxruntime_does_not_take(compacted, task, tmp_path):
+    layers = [nn.Conv2d(1, 4, 3, 4), nn.Conv2dTranspose(4, 4, 3, 2), nn.Flatten(), nn.Dense(4 * 14 * 14, 10)]
+    network, found = pruned(nn.SequentialCell(layers))
+    with pytest.raises(UserError, match="^--file_format: .* cannot be exported to ONNX: .*; MINDIR takes it$") as error:
+        export(network, found, task, "ONNX", tmp_path / "net", batch_size=16, compacted=compacted)
+    assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
+    export(network, found, task, "MINDIR", tmp_path / "net", batch_size=16)
+
+
+@pytest.mark.parametrize("file_format", ["MINDIR", "ONNX"])
+def test_a_path_with_blanks_and_letters_beyond_ascii(file_format, small, task, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    described = export(*small, task, file_format, "my runs/结果/sparse net", batch_size=16)
+    assert described["file"] == f"my runs/结果/sparse net.{file_format.lower()}"
+    assert sorted(path.name for path in (tmp_path / "my runs/结果").iterdir()) == [
+        f"sparse net.{file_format.lower()}", f"sparse net.{file_format.lower()}.json"]
+
+
 def test_a_network_that_computes_with_its_batch_size(task, tmp_path):
     network, found = pruned(WithSpareLayer())  # reshapes to the batch that it was compiled for
     with pytest.raises(UserError, match="^--dynamic_batch: the network computes with its batch size, "):

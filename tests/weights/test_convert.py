@@ -271,6 +271,7 @@ def test_the_message_says_what_to_do_and_is_not_endless(tmp_path):
     ("x.safetensors", b"", "not a checkpoint of MindSpore, PyTorch or safetensors"),
     ("x.ckpt", b"hello", "not a checkpoint of MindSpore, PyTorch or safetensors"),
     ("x.pth", b"PK\x03\x04 and no more", "not a PyTorch file that can be read safely, or damaged"),
+    ("x.safetensors", b"\2\0\0\0\0\0\0\0{}", "holds no weights"),
     ("absent.pth", None, "no such file"),
 ])
 def test_unreadable_files(tmp_path, name, content, message):
