@@ -121,7 +121,7 @@ class OptimizerConfig(Group):
     momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of sgd, fraction kept per step.")
     nesterov: bool = Field(False, description="Nesterov momentum in sgd.")
     weight_decay: float = Field(5e-4, ge=0, description="Weight decay, per step, before the learning rate.")
-    decay_norm_and_bias: bool = Field(False, description="Whether norm scales and biases decay as well.")
+    decay_norm_and_bias: bool = Field(False, description="Whether norm scales, biases and embeddings decay as well.")
 
 
 class ScheduleConfig(Group):

@@ -154,7 +154,7 @@ def rank():
         raise AssertionError("k differs from float64's")
     error = max(np.linalg.norm(a - b) / np.linalg.norm(b) for (*_, a), (*_, b) in zip(found, exact))
     yield ("rank_error", "largest relative error of its gradient against float64 (k equal everywhere)",
-           "其梯度相对 float64 的最大误差（k 全部相同）", float(f"{error:.0e}"), "≤ 1e-3")
+           "其梯度与 float64 结果相比的最大相对误差（各层 k 均相同）", float(f"{error:.0e}"), "≤ 1e-3")
 
 
 def plain_gram(w, delta):

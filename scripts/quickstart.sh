@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From nothing to a trained, evaluated and exported sparse network, on the Fashion-MNIST subset shipped here.
-#   bash scripts/quickstart.sh [train.py arguments ...]      for example --set train.epochs=6
+#   bash scripts/quickstart.sh [--set key=value ...]      for example --set train.epochs=6
 # Makes the environment first where needed (see environment.sh). Results go to runs/quickstart.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"

@@ -7,10 +7,9 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 usage="usage: run_standalone_train.sh [CONFIG] [DEVICE_TARGET: auto|CPU|GPU|Ascend] [train.py arguments ...]"
 
-config=${1:-config/quickstart.yaml}
-device_target=${2:-auto}
-shift $(($# < 2 ? $# : 2))
-case $config in -*) fail 2 "$usage" ;; esac
+config=config/quickstart.yaml device_target=auto
+if [[ $# -ge 1 && $1 != -* ]]; then config=$1; shift; fi
+if [[ $# -ge 1 && $1 != -* ]]; then device_target=$1; shift; fi
 case $device_target in auto | CPU | GPU | Ascend) ;; *) fail 2 "$usage" ;; esac
 config=$(find_config "$config")
 exec "$(project_python)" "$PROJECT/train.py" --config "$config" --device_target "$device_target" "$@"

@@ -12,7 +12,7 @@ from pathlib import Path
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
-from rpg_ms.compare.results import place, section  # noqa: E402
+from rpg_ms.compare.results import WORDS, place, section  # noqa: E402
 from rpg_ms.config import reference_table  # noqa: E402
 from rpg_ms.errors import UserError, front_door  # noqa: E402
 
@@ -58,7 +58,8 @@ def speed_table(benchmarks, language):
             lines.append(f"| {figure[language]} | {figure['value']:g} | {figure['aim'] or '–'} |")
     machines = list(dict.fromkeys(place(benchmark["environment"], language) for benchmark in benchmarks.values()))
     dates = sorted({benchmark["date"] for benchmark in benchmarks.values()})
-    return "\n".join(lines) + "\n\n" + made.format("; ".join(machines), ", ".join(dates),
+    words = WORDS[language]
+    return "\n".join(lines) + "\n\n" + made.format(words["semicolon"].join(machines), words["comma"].join(dates),
                                                   "python scripts/benchmark.py") + "\n"
 
 

@@ -61,6 +61,13 @@ def test_both_have_the_same_commands_numbers_and_sections():
     assert english.count("\n## ") == chinese.count("\n## ")
 
 
+def test_no_line_of_the_chinese_one_breaks_within_a_sentence():
+    """Markdown makes a blank of a line break, which Chinese does not have between its characters."""
+    chinese = r"[\u3000-\u303f\u4e00-\u9fff\uff00-\uffef]"
+    prose = re.sub(r"```.*?```|^[|#>-].*?$", "\n", READMES["README_CN.md"], flags=re.DOTALL | re.MULTILINE)
+    assert re.findall(rf".*{chinese}\n{chinese}.*", prose) == []
+
+
 @pytest.mark.parametrize("name", READMES)
 def test_named_files_exist(name):
     named = set(re.findall(r"(?:scripts|config|rpg_ms|tests)/[\w/]+\.(?:py|sh|yaml)", READMES[name]))

@@ -161,7 +161,6 @@ def test_a_folder_of_somebody_else_is_left_alone(environment, tmp_path):
 
 
 @pytest.mark.parametrize("script, arguments", [
-    ("run_standalone_train.sh", ["--help"]),
     ("run_standalone_train.sh", ["config/quickstart.yaml", "TPU"]),
     ("run_eval.sh", []),
     ("run_eval.sh", ["config/quickstart.yaml"]),
@@ -170,7 +169,7 @@ def test_a_folder_of_somebody_else_is_left_alone(environment, tmp_path):
     ("run_compare.sh", ["--methods", "rpg"]),
     ("run_export.sh", ["config/quickstart.yaml"]),
     ("run_export.sh", ["config/quickstart.yaml", "a.ckpt", "PTH"]),
-    ("run_export.sh", ["config/quickstart.yaml", "a.ckpt", "ONNX", "--seed", "1"]),
+    ("run_export.sh", ["config/quickstart.yaml", "--seed", "1"]),
 ])
 def test_wrong_arguments(project, script, arguments):
     fails_with_one_line(run("bash", project / "scripts" / script, *arguments), f"usage: {script}", status=2)
@@ -187,6 +186,9 @@ def test_absent_configuration(project, script):
     ("run_standalone_train.sh", [], "train --config {config} --device_target auto"),
     ("run_standalone_train.sh", ["config/quickstart.yaml", "Ascend", "--set", "a=b c"],
      "train --config {config} --device_target Ascend --set a=b c"),
+    ("run_standalone_train.sh", ["--seed", "1"], "train --config {config} --device_target auto --seed 1"),
+    ("run_standalone_train.sh", ["config/quickstart.yaml", "--seed", "1"],
+     "train --config {config} --device_target auto --seed 1"),
     ("run_eval.sh", ["config/quickstart.yaml", "x.ckpt", "--seed", "1"],
      "eval --config {config} --checkpoint_path x.ckpt --seed 1"),
     ("run_compare.sh", ["config/quickstart.yaml", "--methods", "a=rpg,x.y=[1, 2]", "--densities", "0.1"],
@@ -195,6 +197,10 @@ def test_absent_configuration(project, script):
      "export --config {config} --checkpoint_path r/x.ckpt --file_format MINDIR --file_name r/x"),
     ("run_export.sh", ["config/quickstart.yaml", "x.ckpt", "ONNX", "y", "--seed", "1"],
      "export --config {config} --checkpoint_path x.ckpt --file_format ONNX --file_name y --seed 1"),
+    ("run_export.sh", ["config/quickstart.yaml", "x.ckpt", "ONNX", "--compact"],
+     "export --config {config} --checkpoint_path x.ckpt --file_format ONNX --file_name x --compact"),
+    ("run_export.sh", ["config/quickstart.yaml", "x.ckpt", "--ema"],
+     "export --config {config} --checkpoint_path x.ckpt --file_format MINDIR --file_name x --ema"),
     ("run_export.sh", ["config/quickstart.yaml", "r/x.ckpt", "PACKED"],
      "export --config {config} --checkpoint_path r/x.ckpt --file_format PACKED --file_name r/x"),
 ])

@@ -111,11 +111,11 @@ def learning_rates(config, steps_per_epoch):
 def build_optimizer(config, parameters, rates):
     """The optimizer of an `OptimizerConfig` for the parameters, in their order, with the learning rate of every step.
 
-    Unless `decay_norm_and_bias`, only weights of two or more dimensions decay, and no table of biases: norms' scales
-    are not known by their names, which differ between `nn` and `mint`.
+    Unless `decay_norm_and_bias`, only what is called `weight` and has two or more dimensions decays: no scale of a norm
+    (`mint` calls it `weight`, `nn` gamma), no bias or table of biases, no token or position embedding.
     """
     decays = {parameter.name: config.decay_norm_and_bias or (
-        parameter.ndim > 1 and "bias" not in parameter.name.rpartition(".")[2]) for parameter in parameters}
+        parameter.ndim > 1 and parameter.name.rpartition(".")[2] == "weight") for parameter in parameters}
     groups = [([p for p in parameters if decays[p.name]], config.weight_decay),
               ([p for p in parameters if not decays[p.name]], 0.0)]
     groups = [{"params": some, "weight_decay": decay} for some, decay in groups if some]

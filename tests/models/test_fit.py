@@ -91,6 +91,13 @@ def test_mindcvs_networks_decay_as_mindcv_has_it(name):
     assert [float(np.asarray(w)) for w in ours.weight_decay] == [float(np.asarray(w)) for w in theirs.weight_decay]
 
 
+def test_tokens_and_position_embeddings_do_not_decay():
+    network = create_model("deit_small", 10, 3)
+    optimizer = build_optimizer(OptimizerConfig(), network.trainable_params(), [0.1])
+    kept = {p.name for p, decays in zip(optimizer.parameters, optimizer.decay_flags) if not decays and p.ndim > 1}
+    assert kept == network.no_weight_decay() == {"cls_token", "pos_embed"}
+
+
 def test_the_steps_are_mindcvs():
     ends = []
     for name in ("sgd", "adam", "adamw"):
