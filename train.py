@@ -42,6 +42,7 @@ def main():
         else NoFolder(config, resume, args.allow_changes)
     ranks.meet()  # the first rank has made the folder ready
     summary = folder.summary()
+    ranks.check_same(summary is not None, f"{config.output_dir}: finished (1) or not (0)")
     if summary is None:
         print(f"{config.model.name} on {config.data.name}: {len(found.layers)} layers, {found.prunable} prunable "
               f"weights, {len(rates)} steps on {ranks.size} x {target}", flush=True)

@@ -12,14 +12,15 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 # Marks a folder that may be deleted and made again; says what it was made from once it is complete.
 MARK=$VENV/made-by-rpg-ms
 LOG=$VENV.log
-base='' mindspore='' lacking=''
+base='' mindspore='' lacking='' packages=''
 
-# Sets base (version and prefix), mindspore (its version if in range) and lacking (requirements). If the
-# Python is unsupported: status 1, and base says why. Usage: inspect_python PYTHON
+# Sets base (version and prefix), mindspore (its version if in range), lacking (requirements) and packages
+# (the folder of a virtual environment's). If the Python is unsupported: status 1, and base says why.
+# Usage: inspect_python PYTHON
 inspect_python() {
     local report status=0
     report=$("$1" "$PROJECT/scripts/inspect_python.py" 2>/dev/null) || status=1
-    { read -r base; read -r mindspore; read -r lacking; } <<<"$report"$'\n\n' || true
+    { read -r base; read -r mindspore; read -r lacking; read -r packages; } <<<"$report"$'\n\n\n' || true
     base=${base:-cannot be run}
     return $status
 }
@@ -78,6 +79,9 @@ make_environment() {
     [ -z "$mindspore" ] || options+=(--system-site-packages)
     "$python" -m venv ${options[@]+"${options[@]}"} "$VENV" >"$LOG" 2>&1 ||
         fail 1 "$python cannot make a virtual environment; log: $LOG"
+    # --system-site-packages are the base Python's, not those of a virtual environment that it is called from.
+    [ -z "$mindspore" ] || [ -z "$packages" ] ||
+        echo "$packages" >"$("$VENV/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/outer.pth"
     options=()
     if [ -n "$mindspore" ]; then
         echo "mindspore==$mindspore" >"$VENV/tmp/keep.txt"

@@ -1,11 +1,12 @@
 """Tell environment.sh whether the Python that runs this can run the project, by what pyproject.toml asks for.
 
-Prints three lines: version and installation prefix; the MindSpore it has, if in range; the requirements it
-lacks. For an unsupported Python, prints the reason and ends with status 1: even Python 2 must parse this.
+Prints four lines: version and installation prefix; the MindSpore it has, if in range; the requirements it
+lacks; where the packages are, if it is of a virtual environment. For an unsupported Python, prints the reason and ends with status 1: even Python 2 must parse this.
 """
 import os
 import re
 import sys
+import sysconfig
 
 with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "pyproject.toml")) as stream:
     PYPROJECT = stream.read()
@@ -28,6 +29,7 @@ def main():
     print("%s %s" % (sys.version.split()[0], sys.base_prefix))
     print(" ".join(met(r) for r in requirements if r.startswith("mindspore") and met(r)))
     print(" ".join(r for r in requirements if not met(r)))
+    print("" if sys.prefix == sys.base_prefix else sysconfig.get_path("purelib"))
 
 
 def met(requirement):

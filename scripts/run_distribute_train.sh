@@ -111,7 +111,8 @@ end_job() {
 }
 end_ranks() {
     trap 'exit 143' TERM
-    [ ! -e "$job/ranks" ] || kill -TERM $(cat "$job/ranks") 2>/dev/null || true
+    [ "$(grep -c . "$job/ranks" 2>/dev/null)" = "$devices" ] || exit 143  # no rank has done anything yet
+    kill -TERM $(cat "$job/ranks") 2>/dev/null || true
 }
 trap end_job EXIT
 trap 'exit 129' HUP

@@ -99,6 +99,12 @@ def main():
     except UserError as error:
         seen["divergence"] = str(error)
 
+    ranks.check_same(5, "steps")
+    try:
+        ranks.check_same(0 if ranks.rank == 1 else 5, "steps")
+    except UserError as error:
+        seen["other_steps"] = str(error)
+
     norm = nn.BatchNorm2d(2)
     ops.assign(norm.moving_mean, ms.Tensor([ranks.rank, 5.0], ms.float32))
     ops.assign(norm.gamma, ms.Tensor([ranks.rank, 5.0], ms.float32))

@@ -17,9 +17,10 @@ import distributed_worker
 from conftest import PROJECT
 from doors import TINY
 from rpg_ms.config import load_config
+from rpg_ms.errors import UserError
 from rpg_ms.tasks import Classification
 from rpg_ms.training import build, checkpoint
-from rpg_ms.training.distributed import ALONE
+from rpg_ms.training.distributed import ALONE, join
 
 EVAL = """
 data: {name: fashion_mnist, limit: 101}
@@ -138,8 +139,15 @@ def test_a_divergence_is_noticed_by_every_rank(ranks):
     size = len(ranks)
     assert {seen["agreed"] for seen in ranks} == {ranks[0]["trained"]["digests"][-1]}
     for seen in ranks:
-        assert seen["divergence"] == ("weights or masks differ between the ranks after the topology update "
-                                      f"at step 6: rank 1 of {size} against rank 0")
+        assert seen["divergence"] == (f"weights or masks differ between the ranks after step 6: rank 1 of {size} "
+                                      "against rank 0")
+
+
+def test_ranks_that_go_on_after_different_steps_are_told(ranks):
+    size = len(ranks)
+    for seen in ranks:
+        assert seen["other_steps"] == (f"steps: {', '.join(['5', '0'] + ['5'] * (size - 2))}, on ranks 0 to {size - 1}; "
+                                       "every node must be able to read the run's folder")
 
 
 def test_statistics_are_averaged_and_weights_are_not(ranks):
@@ -222,7 +230,7 @@ runpy.run_path({train!r}, run_name="__main__")
     status, _, err = finish(process)
     if end == "divergence":
         assert status == 2 and err.count("\n") == 2, err
-        assert "differ between the ranks after the topology update at step 3: rank 1 of 2 against" in err
+        assert "differ between the ranks after step 3: rank 1 of 2 against" in err
         assert not (tmp_path / "out/summary.json").exists()
     else:
         assert status == {"SIGKILL": 137, "SIGINT": 130, "SIGTERM": 143}[end], err
@@ -394,6 +402,26 @@ def test_second_of_two_nodes_with_a_rank_table(launch, tmp_path):
 def test_mistakes_are_one_line_and_status_2(launch, arguments, environment, message):
     status, _, err = launch(*arguments, **environment)
     assert status == 2 and err.count("\n") == 1 and message in err, err
+
+
+def test_sigterm_before_the_ranks_have_started(tmp_path):
+    (tmp_path / "python").write_text(
+        f'#!/usr/bin/env bash\nif [ "$1" = -m ]; then touch started; sleep 1000; else exec {sys.executable} "$@"; fi\n')
+    (tmp_path / "python").chmod(0o755)
+    process = start("bash", SCRIPT, "config/quickstart.yaml", "2", "--device_target", "CPU", cwd=tmp_path,
+                    PYTHON=str(tmp_path / "python"), LOG_DIR="logs")
+    wait_for((tmp_path / "started").exists, process)
+    process.send_signal(signal.SIGTERM)
+    assert finish(process, 15)[0] == 143
+
+
+def test_ranks_without_msrun_do_not_train_alone(monkeypatch):
+    monkeypatch.delenv("MS_ROLE", raising=False)
+    monkeypatch.setenv("RANK_SIZE", "8")
+    with pytest.raises(UserError, match="^RANK_SIZE: 8 ranks, but not started by msrun; scripts/run_distribute_train.sh"):
+        join()
+    monkeypatch.setenv("RANK_SIZE", "1")
+    assert join() is ALONE
 
 
 @pytest.mark.skipif(any(Path("/dev").glob("davinci[0-9]*")), reason="this machine has Ascend devices")

@@ -81,6 +81,15 @@ def test_supported_versions(version, supported):
     assert supported or result.returncode == 1
 
 
+def test_packages_of_a_virtual_environment_are_told(tmp_path):
+    """environment.sh gives them to the environment that it makes: a MindSpore among them is kept."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "outer"], check=True)
+    result = run(tmp_path / "outer/bin/python", PROJECT / "scripts/inspect_python.py")
+    version, mindspore, lacking, packages = result.stdout.split("\n")[:4]
+    assert mindspore == "" and "mindspore" in lacking
+    assert packages.startswith(str(tmp_path / "outer")) and packages.endswith("site-packages")
+
+
 def test_python_that_cannot_run(environment, tmp_path):
     broken = executable(tmp_path / "broken", "echo 'pyenv: python: command not found' >&2; exit 127")
     fails_with_one_line(environment(PYTHON=str(broken)), f"PYTHON={broken} cannot be run")

@@ -13,7 +13,7 @@ import numpy as np
 from mindspore import mint, nn, ops
 
 TRANSPOSED = (nn.Conv1dTranspose, nn.Conv2dTranspose, nn.Conv3dTranspose, mint.nn.ConvTranspose2d)
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, mint.nn.Conv2d, mint.nn.Conv3d, *TRANSPOSED)
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, mint.nn.Conv1d, mint.nn.Conv2d, mint.nn.Conv3d, *TRANSPOSED)
 DENSES = (nn.Dense, mint.nn.Linear)
 
 

@@ -225,7 +225,7 @@ class WeightAverage(nn.Cell):
     def __init__(self, network, decay):
         super().__init__(auto_prefix=False)
         self.fresh = 1 - decay
-        self.sources = ms.ParameterTuple([p for p in network.get_parameters() if p.dtype != ms.bool_])
+        self.sources = ms.ParameterTuple([p for p in network.get_parameters() if p.is_floating_point()])
         self.averages = ms.ParameterTuple([
             ms.Parameter(ms.Tensor(p.asnumpy().copy()), name=f"average.{p.name}", requires_grad=False)
             for p in self.sources])

@@ -22,7 +22,8 @@ class RankLoss(nn.Cell):
             batches; CPU, GPU, Ascend) or "svd" (`ops.svd`; CPU, GPU, Ascend).
 
     Inputs:
-        *weights: one or more Parameters or Tensors of two or more dimensions, first dimension `C_out`.
+        *weights: one or more Parameters or Tensors of two or more dimensions, first dimension `C_out` (of a transposed
+            convolution `C_in`: its matrix has a row for each of them).
 
     Outputs:
         Scalar tensor, at least float32. `0` when every weight is all zero.

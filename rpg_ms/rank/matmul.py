@@ -81,7 +81,8 @@ def tail_projectors(grams, delta):
     energy = energy_smaller + taken * each
     k = size - ops.round(count_low) - taken
     k = ops.select(energy > SMALLEST, k, ops.full_like(k, size - 1))  # all tails of zeros tie
-    k = ops.select((grams * identity).sum((1, 2), keepdims=True) > 0, k, ops.zeros_like(k))
+    zero = (grams * identity).sum((1, 2), keepdims=True) <= 0
+    k, energy = ops.select(zero, ops.zeros_like(k), k), ops.select(zero, ops.zeros_like(energy), energy)
     return projector, energy.reshape(-1), ops.clamp(k, 0, size - 1).astype(ms.int32).reshape(-1)
 
 

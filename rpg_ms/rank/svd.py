@@ -34,7 +34,7 @@ def svd_term(weight, delta):
     tie = 4 * (2.0 ** -52 if matrix.dtype == ms.float64 else 2.0 ** -23)
     index = ops.arange(0, s.shape[0], dtype=ms.int32)
     closest = distance <= distance.min() + tie
-    k = ops.select(closest, index, ops.zeros_like(index)).max()
+    k = ops.select(ops.logical_and(closest, energy.sum() > 0), index, ops.zeros_like(index)).max()
     tail = (index >= k).astype(matrix.dtype)
     t_k = (energy * tail).sum()
     residual = _reflect(ops.matmul(u * (s * tail), vt), axis)

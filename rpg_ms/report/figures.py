@@ -29,7 +29,8 @@ def training(run):
                       linestyle="--", label="their moving average")
         accuracy.legend()
     accuracy.set_ylabel("top-1 accuracy (%)")
-    loss.plot(*_series(run.train, "loss"), color=VERMILLION, linewidth=1)
+    alone = {"marker": "o"} if len(run.train) == 1 else {}  # a line of one point is not seen
+    loss.plot(*_series(run.train, "loss"), color=VERMILLION, linewidth=1, **alone)
     loss.set_ylabel("training loss")
     known = [(0, line["density"]) for line in run.start] + [(line["step"], line["density"]) for line in run.topology]
     steps, densities = zip(*known or [(0, run.density)])
@@ -38,7 +39,7 @@ def training(run):
     density.set_ylim(min(25, 80 * min(densities)), 120)
     _percent_on_log_axis(density)
     density.set_ylabel("density (%)")
-    rate.plot(*_series(run.train, "lr"), color=PURPLE)
+    rate.plot(*_series(run.train, "lr"), color=PURPLE, **alone)
     rate.set_ylabel("learning rate")
     rate.set_ylim(bottom=0)
     rate.set_xlabel("step")
@@ -217,4 +218,5 @@ def _short(name):
 
 
 def _plain(text):
-    return text.replace("$", r"\$")  # which would begin a formula
+    text = text.replace("$", r"\$")  # which would begin a formula
+    return f" {text}" if text.startswith("_") else text  # which legends leave out

@@ -26,15 +26,17 @@ STATISTICS = ("moving_mean", "moving_variance", "running_mean", "running_var")
 def join():
     """This process's place among the ranks: `Ranks`.
 
-    Started by msrun (or with a rank table) it connects to the other ranks, and every rank but the first
-    prints nothing more to stdout. Started by hand it is the only one. To be called when the device is chosen
-    and before the first Tensor is made. In msrun's scheduler process it does not return.
+    Started by msrun it connects to the other ranks, and every rank but the first prints nothing more to stdout.
+    Started by hand it is the only one. To be called when the device is chosen and before the first Tensor is
+    made. In msrun's scheduler process it does not return.
 
     Raises:
-        UserError: the other ranks cannot be reached.
+        UserError: the other ranks cannot be reached, or the process was started as one of several in another way.
     """
-    by_rank_table = "RANK_TABLE_FILE" in os.environ and int(os.environ.get("RANK_SIZE", 1)) > 1
-    if "MS_ROLE" not in os.environ and not by_rank_table:
+    if "MS_ROLE" not in os.environ:
+        if os.environ.get("RANK_SIZE", "1") != "1":
+            raise UserError(f"RANK_SIZE: {os.environ['RANK_SIZE']} ranks, but not started by msrun; "
+                            "scripts/run_distribute_train.sh does that, with a rank table too")
         return ALONE
     try:
         communication.init()
@@ -106,6 +108,13 @@ class Ranks:
             mean = self.gather(parameter.asnumpy()).mean(axis=0, dtype=np.float64)
             ops.assign(parameter, ms.Tensor(mean, parameter.dtype))
 
+    def check_same(self, number, what):
+        """Raise a UserError, on all ranks, unless an integer is the same on all of them; `what` begins the message."""
+        numbers = self.gather(np.int64(number))
+        if (numbers != numbers[0]).any():
+            raise UserError(f"{what}: {', '.join(map(str, numbers))}, on ranks 0 to {self.size - 1}; every node must be able "
+                            "to read the run's folder")
+
     def check_equal(self, network, step):
         """The digest (hexadecimal) of the weights and masks, the same on all ranks.
 
@@ -116,8 +125,8 @@ class Ranks:
         digests = self.gather(np.frombuffer(digest, np.uint8))
         odd = [str(rank) for rank in range(self.size) if not np.array_equal(digests[rank], digests[0])]
         if odd:
-            raise UserError("weights or masks differ between the ranks after the topology update at step "
-                            f"{step}: rank {', '.join(odd)} of {self.size} against rank 0")
+            raise UserError(f"weights or masks differ between the ranks after step {step}: rank {', '.join(odd)} of "
+                            f"{self.size} against rank 0")
         return digest.hex()
 
     def mean_of_gradients(self):

@@ -2,7 +2,7 @@ import mindcv
 import mindspore as ms
 import numpy as np
 import pytest
-from mindspore import nn, ops
+from mindspore import mint, nn, ops
 
 from rpg_ms.cells import MaskedConv2d, MaskedDense, sparsify
 from rpg_ms.cells.masked import set_topology
@@ -102,6 +102,13 @@ def test_shared_weight_has_one_mask():
     net = nn.SequentialCell([nn.Dense(4, 4), nn.Dense(4, 4)])
     net[1].weight = net[0].weight
     assert len(sparsify(net).layers) == 1
+
+
+def test_every_convolution_of_mint_is_found():
+    for cell in (mint.nn.Conv1d(2, 3, 3), mint.nn.Conv2d(2, 3, 3), mint.nn.Conv3d(2, 3, 3),
+                 mint.nn.ConvTranspose2d(2, 3, 3)):
+        layer, = sparsify(nn.SequentialCell([cell])).layers
+        assert layer.kind == "conv" and layer.mask.shape == cell.weight.shape
 
 
 def test_subclass_keeps_its_own_construct():

@@ -3,7 +3,7 @@ import mindspore as ms
 import numpy as np
 import pytest
 from mindcv.optim import create_optimizer
-from mindspore import amp, nn, ops
+from mindspore import amp, mint, nn, ops
 
 from networks import Net
 from rpg_ms.cells import SparseTrainStep, WeightAverage, sparsify
@@ -189,6 +189,16 @@ def test_clipping_bounds_the_masked_gradient():
         moved = np.sqrt(sum((((before[p.name] - p.asnumpy()) / 0.05 - 0.01 * before[p.name]) ** 2).sum()
                             for p in network.trainable_params()))
         assert (moved <= 1.05e-3) == bounded
+
+
+def test_integer_parameters_have_no_average():
+    network = mint.nn.BatchNorm2d(3)  # counts its batches
+    average = WeightAverage(network, 0.5)
+    ops.assign(network.running_mean, ms.Tensor([1.0, 2.0, 3.0]))
+    average()
+    assert {source.name for source in average.sources} == {"weight", "bias", "running_mean", "running_var"}
+    with average.in_place():
+        assert network.running_mean.asnumpy().tolist() == [0.5, 1.0, 1.5]
 
 
 def test_weight_average_is_the_recurrence_and_as_sparse_as_the_network():

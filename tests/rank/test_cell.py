@@ -46,17 +46,20 @@ def test_value_is_the_terms_own_to_the_last_digit(mode, backend):
     np.testing.assert_allclose(grad, wanted_grad, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("backend", ["svd", "gram"])
-def test_zero_layers_do_not_count(mode, backend):
+@pytest.mark.parametrize("delta", [0.2, 0.6, 1.0])
+@pytest.mark.parametrize("backend", ["svd", "gram", "matmul"])
+def test_zero_layers_do_not_count(mode, backend, delta):
     w = CASES[5].w.astype(np.float32)
     zero = np.zeros((4, 4, 3, 3), np.float32)
-    loss, (grad, zero_grad) = value_and_gradients(0.2, backend, [w, zero])
-    wanted, _, wanted_grad = rank_term(w, 0.2, backend)
+    loss, (grad, zero_grad) = value_and_gradients(delta, backend, [w, zero])
+    wanted, _, wanted_grad = rank_term(w, delta, backend)
     assert loss == pytest.approx(wanted, rel=1e-6)
     np.testing.assert_allclose(grad, wanted_grad, rtol=1e-4, atol=1e-6)
     assert not zero_grad.any()
-    loss, (zero_grad,) = value_and_gradients(0.2, backend, [zero])
+    loss, (zero_grad,) = value_and_gradients(delta, backend, [zero])
     assert loss == 0 and not zero_grad.any()
+    _, ranks = RankLoss(delta, backend).loss_and_ranks((ms.Tensor(w), ms.Tensor(zero)))
+    assert ranks.asnumpy().tolist() == [rank_term(w, delta)[1], 0]
 
 
 @pytest.mark.parametrize("backend", ["svd", "gram"])

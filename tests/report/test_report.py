@@ -195,6 +195,16 @@ def test_seeds_that_are_not_of_one_experiment_are_pointed_out(loaded, tmp_path):
     assert "do not compare: cifar_resnet8 on fashion_mnist, cifar_resnet20 on fashion_mnist" in page.text
 
 
+def test_a_label_that_matplotlib_would_leave_out_and_a_line_of_one_point(loaded):
+    labels = "_mine", "rpg"
+    figure = figures.accuracy_by_sparsity(by_label_and_sparsity(
+        [dataclasses.replace(loaded, label=label) for label in labels]))
+    assert [text.get_text().strip() for text in figure.legends[0].get_texts()] == list(labels)
+    axes = figures.training(dataclasses.replace(loaded, train=loaded.train[:1])).axes
+    assert [axes[i].lines[0].get_marker() for i in (1, 3)] == ["o", "o"]
+    assert figures.training(loaded).axes[1].lines[0].get_marker() == "None"
+
+
 def test_only_unfinished_runs(loaded, tmp_path):
     run = dataclasses.replace(loaded, summary=None, evaluation=())
     page = Page(write_report([run, run], tmp_path / "report"))
