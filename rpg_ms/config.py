@@ -171,7 +171,7 @@ class PruningConfig(Group):
         False, description="Whether weights grow first where they raise the structural rank of a mask."
     )
     warmup_updates: int = Field(
-        0, ge=0, le=INT32_MAX, description="Topology updates before pruning starts, updates."
+        0, ge=0, le=INT32_MAX, description="Updates before pruning starts, updates; 0 where masks start sparse."
     )
     min_per_layer: int = Field(1, ge=0, le=INT32_MAX, description="Fewest weights left in a layer.")
     grad_accumulation: int = Field(
