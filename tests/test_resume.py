@@ -161,6 +161,8 @@ def test_changed_length(uninterrupted):
     arguments = [*train(uninterrupted, "length"), "--resume", "length", "--allow_changes"]
     refused(door(*arguments, "--set", "train.epochs=2", cwd=uninterrupted), "step 48", "32")
     assert last_json(door(*arguments, "--set", "train.epochs=4", cwd=uninterrupted))["steps"] == 64
+    # The best checkpoint is chosen anew: it might have had another density.
+    assert json.loads(ms.load_checkpoint(str(out / "best.ckpt"))["rpg_state"])["step"] == 64
     (out / "summary.json").unlink()
     path = out / "config.yaml"
     path.write_text(path.read_text().replace("epochs: 4", "epochs: 3"))  # as if each epoch had become shorter

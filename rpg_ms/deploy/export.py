@@ -18,7 +18,7 @@ from rpg_ms.deploy.compact import compact
 from rpg_ms.deploy.onnx_operators import exportable, restore_operators
 from rpg_ms.errors import UserError, one_line
 from rpg_ms.files import atomic_path, working_folder
-from rpg_ms.models.flops import layer_flops
+from rpg_ms.models.flops import layer_flops, parameter_count
 
 FORMATS = ("MINDIR", "ONNX", "AIR")
 IMAGES = 64  # real test images that a file is verified on, at least
@@ -52,9 +52,9 @@ def export(network, found, task, file_format, file_name, batch_size=1, dynamic_b
     Returns:
         What FILE.json holds but the classes' names, and
         `max_abs_difference`: largest difference between the file's outputs and the network's; None for AIR.
-        `parameters`, `multiply_adds`: trained parameters, and multiply-adds of one image in the prunable
-        layers, as a dense runtime holds and executes them.
-        `nonzero_parameters`, `nonzero_multiply_adds`: what of them the masks keep.
+        `parameters`, `multiply_adds`: parameters, and multiply-adds of one image in convolutions and dense layers, as
+        a dense runtime holds and executes them.
+        `nonzero_parameters`, `nonzero_multiply_adds`: what of them the masks keep; all of what is not pruned.
         `compacted_multiply_adds`, `compaction_difference`: what a dense runtime executes of the compacted file, and
         the largest change of an output by compaction; only with `compacted`.
 
@@ -70,7 +70,7 @@ def export(network, found, task, file_format, file_name, batch_size=1, dynamic_b
     network.set_train(False)
     images = task.test_images(-(-IMAGES // batch_size) * batch_size)
     inputs = task.test_images(len(images), raw=True) if normalize_input else images
-    flops = layer_flops(network, found, task.input_shape)
+    flops, other_flops = layer_flops(network, found, task.input_shape)
     # A new cell compiles anew: the ONNX exporter changes the graph it reads, and fails on it a second time.
     deployed = Deployed(network, (dataset.mean, dataset.std) if normalize_input else None, softmax)
     try:
@@ -107,11 +107,11 @@ def export(network, found, task, file_format, file_name, batch_size=1, dynamic_b
             written.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     except (OSError, RuntimeError, ValueError, TypeError) as error:
         raise UserError(f"--file_name: {path} could not be written: {_reason(error)}") from None
-    parameters = sum(parameter.size for parameter in network.trainable_params())
+    parameters = parameter_count(network)
     return {**described, "max_abs_difference": difference, "parameters": parameters,
             "nonzero_parameters": parameters - found.prunable + found.nonzero,
-            "multiply_adds": sum(dense for dense, _ in flops),
-            "nonzero_multiply_adds": sum(kept for _, kept in flops), **compaction}
+            "multiply_adds": sum(dense for dense, _ in flops) + other_flops,
+            "nonzero_multiply_adds": sum(kept for _, kept in flops) + other_flops, **compaction}
 
 
 class Deployed(nn.Cell):

@@ -1,10 +1,19 @@
-"""What a network costs: multiply-adds per layer, dense and of the non-zeros."""
+"""What a network costs: parameters, and multiply-adds per layer, dense and of the non-zeros."""
 from __future__ import annotations
 
 import mindspore as ms
 import numpy as np
 
-from rpg_ms.cells.masked import TRANSPOSED
+from rpg_ms.cells.masked import CONVOLUTIONS, DENSES, TRANSPOSED
+
+# The running statistics of nn.BatchNorm* and mint.nn.BatchNorm*.
+STATISTICS = ("moving_mean", "moving_variance", "running_mean", "running_var")
+
+
+def parameter_count(network):
+    """Parameters that are or could be trained: not masks, statistics or counters, but frozen ones too."""
+    return sum(parameter.size for parameter in network.get_parameters()
+               if parameter.is_floating_point() and not parameter.name.endswith(STATISTICS))
 
 
 def layer_flops(network, found, input_shape):
@@ -21,18 +30,18 @@ def layer_flops(network, found, input_shape):
         input_shape: shape of one input without the batch, such as `(channels, height, width)`.
 
     Returns:
-        list of (int, int), one a layer of `found.layers`: multiply-adds of the dense layer, and of the
-        non-zeros, the weights that its mask keeps. A layer that the forward pass leaves out has (0, 0).
+        `(layers, others)`. `layers`: a list of (int, int), one a layer of `found.layers`: multiply-adds of the dense
+        layer, and of the non-zeros, the weights that its mask keeps. A layer that the forward pass leaves out has
+        (0, 0). `others`: multiply-adds of the convolutions and dense layers that are not pruned (excluded, frozen).
     """
-    index = {id(layer.weight): i for i, layer in enumerate(found.layers)}
-    positions = [0] * len(found.layers)
+    cells = [cell for _, cell in network.cells_and_names() if isinstance(cell, (*CONVOLUTIONS, *DENSES))]
+    positions = {id(cell.weight): 0 for cell in cells}
 
     def record(cell, inputs, output):
         values = inputs[0] if isinstance(cell, TRANSPOSED) else output
-        positions[index[id(cell.weight)]] += values.size // cell.weight.shape[0]  # the layer's channels there
+        positions[id(cell.weight)] += values.size // cell.weight.shape[0]  # the layer's channels there
 
-    hooks = [cell.register_forward_hook(record) for _, cell in network.cells_and_names()
-             if id(getattr(cell, "weight", None)) in index]
+    hooks = [cell.register_forward_hook(record) for cell in cells]
     mode, training = ms.get_context("mode"), network.training
     try:
         ms.set_context(mode=ms.PYNATIVE_MODE)  # compiled cells do not call hooks
@@ -43,5 +52,7 @@ def layer_flops(network, found, input_shape):
             hook.remove()
         network.set_train(training)
         ms.set_context(mode=mode)
-    return [(count * layer.mask.size, count * int(np.count_nonzero(layer.mask.asnumpy())))
-            for count, layer in zip(positions, found.layers)]
+    layers = [(positions[id(layer.weight)] * layer.mask.size,
+               positions[id(layer.weight)] * int(np.count_nonzero(layer.mask.asnumpy()))) for layer in found.layers]
+    sizes = {id(cell.weight): cell.weight.size for cell in cells}
+    return layers, sum(count * sizes[key] for key, count in positions.items()) - sum(dense for dense, _ in layers)

@@ -145,7 +145,8 @@ def _facts(run):
     return _table([
         ("Top-1 accuracy", "–" if run.top1 is None else f"{run.top1:.2f} %"),
         ("Weights kept", _part(run.total("nonzero"), run.total("weights"))),
-        ("Multiply-adds for one image", _part(run.total("flops"), run.total("dense_flops"))),
+        ("Multiply-adds for one image", _part(run.total("flops") + run.other_flops,
+                                             run.total("dense_flops") + run.other_flops)),
         ("Dead filters", _part(run.total("dead_filters"), run.total("filters"))),
         ("Layers below full rank", f"{by_weights} of {count} by their weights, {by_masks} by their masks"),
         ("Rank term", f"λ = {rank.lambda_:g}, δ = {rank.delta:g}, on every {rank.every}" if rank.lambda_
@@ -182,8 +183,9 @@ def _layer_table(run):
     blank = [""] * 5
     foot = [["prunable weights", "", *_before_and_after(weights, nonzero), f"{run.total('dense_flops'):,}",
              f"{run.total('flops'):,}", *blank],
-            ["biases, norms and others", "", *_before_and_after(others, others), "", "", *blank],
-            ["all parameters", "", *_before_and_after(weights + others, nonzero + others), "", "", *blank]]
+            ["biases, norms and others", "", *_before_and_after(others, others), *[f"{run.other_flops:,}"] * 2, *blank],
+            ["all parameters", "", *_before_and_after(weights + others, nonzero + others),
+             *[f"{run.total(name) + run.other_flops:,}" for name in ("dense_flops", "flops")], *blank]]
     return _table(rows, head, foot)
 
 

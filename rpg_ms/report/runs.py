@@ -76,7 +76,8 @@ class Run:
     topology: Tuple[dict, ...]
     evaluation: Tuple[dict, ...]
     layers: Tuple[Layer, ...]
-    other_parameters: int  # trained but never pruned: biases, norms, embeddings ...
+    other_parameters: int  # never pruned: biases, norms, embeddings, excluded layers ...
+    other_flops: int  # multiply-adds for one image of the layers that are not pruned
     input_shape: Tuple[int, int, int]
 
     def total(self, figure):
@@ -139,7 +140,7 @@ def load_run(folder, label=None):
         raise UserError(f"{folder}: the run {why}: no last.ckpt")
     records = _read_metrics(folder / "metrics.jsonl")
     summary = read_summary(folder)
-    state, layers, other_parameters, input_shape = _read_checkpoint(folder / "last.ckpt", config)
+    state, layers, *others, input_shape = _read_checkpoint(folder / "last.ckpt", config)
     in_rank_term = sum(layer.in_rank_term for layer in layers)
     for line in records["topology"]:
         if len(line["ranks"]) not in (0, in_rank_term) or not all(type(k) is int for k in line["ranks"]):
@@ -147,7 +148,7 @@ def load_run(folder, label=None):
                             f"{in_rank_term} integers, one a layer of the rank term")
     return Run(label if label is not None else config.pruning.method, folder, config, summary, state["step"],
                state["total_steps"], state["seconds"], *(tuple(records[event]) for event in RECORDS), layers,
-               other_parameters, input_shape)
+               *others, input_shape)
 
 
 def _read_metrics(path):
@@ -177,8 +178,8 @@ def _read(path):
 
 
 def _read_checkpoint(path, config):
-    """`(state, layers, number of other trained parameters, input shape)`."""
-    from rpg_ms.models.flops import layer_flops
+    """`(state, layers, other parameters, multiply-adds of other layers, input shape)`."""
+    from rpg_ms.models.flops import layer_flops, parameter_count
     from rpg_ms.training import build, checkpoint
     from rpg_ms.weights import read_weights
 
@@ -194,11 +195,10 @@ def _read_checkpoint(path, config):
     if state["step"] is None:
         raise UserError(f"{path}: not a checkpoint of a training run")
     cells = {id(cell.weight): cell for _, cell in network.cells_and_names() if hasattr(cell, "weight")}
-    flops = layer_flops(network, found, input_shape)
+    flops, other_flops = layer_flops(network, found, input_shape)
     layers = tuple(_layer(layer, cells[id(layer.weight)], config.rank.include_dense, *costs)
                    for layer, costs in zip(found.layers, flops))
-    trained = sum(parameter.size for parameter in network.trainable_params())
-    return state, layers, trained - found.prunable, input_shape
+    return state, layers, parameter_count(network) - found.prunable, other_flops, input_shape
 
 
 def _layer(layer, cell, rank_takes_dense, dense_flops, flops):

@@ -131,7 +131,8 @@ def build_train_step(config, task, network, layers, device, ranks):
     Puts the masks that the method starts from in place.
 
     Raises:
-        UserError: a calendar that cannot reach the target density, or a floor per layer that the target cannot hold.
+        UserError: a calendar that cannot reach the target density, a floor per layer that the target cannot hold, or a
+            network that is pruned to less than the target already.
     """
     pruning, rank, method = config.pruning, config.rank, METHODS[config.pruning.method]
     rates = learning_rates(config, task.steps_per_epoch)
@@ -141,6 +142,11 @@ def build_train_step(config, task, network, layers, device, ranks):
             counts = ALLOCATIONS[pruning.allocation](weights, pruning.density, pruning.min_per_layer)
         except ValueError as error:
             raise UserError(f"pruning.density: {error}") from None
+        kept = sum(int(np.count_nonzero(layer.mask.asnumpy())) for layer in layers)
+        if kept < sum(counts) and pruning.start != "random" and pruning.schedule != "alternating":
+            raise UserError(f"pruning.density: {pruning.density} is more than model.pretrained has, a network pruned to "
+                            f"{kept} of {sum(weight.size for weight in weights)} weights; only acdc and methods that "
+                            "begin with random masks open one")
         if pruning.start != "dense":
             for layer, weight, mask in zip(layers, weights, start_masks(weights, counts, pruning.start, config.seed)):
                 set_topology(layer, weight, mask)

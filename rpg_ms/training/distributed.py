@@ -18,9 +18,7 @@ import numpy as np
 from mindspore import communication, nn, ops
 
 from rpg_ms.errors import UserError
-
-# The running statistics of nn.BatchNorm* and mint.nn.BatchNorm*: the parameters in which ranks may differ.
-STATISTICS = ("moving_mean", "moving_variance", "running_mean", "running_var")
+from rpg_ms.models.flops import STATISTICS  # the parameters in which ranks may differ
 
 
 def join():

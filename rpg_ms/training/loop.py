@@ -40,6 +40,8 @@ def train(config, task, network, found, step_cell, rates, folder, ranks):
         _check_same_run(state, total, ranks.size)
     if state["step"] > total:
         raise UserError(f"{folder.path}: the run is at step {state['step']}, beyond the last, {total}")
+    if folder.changes:  # a best checkpoint of another configuration, perhaps at another density, is none of this one
+        state.update(best=None, best_step=None)
     ranks.check_same(state["step"], f"{folder.path}: the ranks go on after different steps")
     ranks.check_equal(network, state["step"])
     state.update(total_steps=total, ranks=ranks.size)

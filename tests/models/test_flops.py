@@ -7,7 +7,7 @@ from mindspore import nn
 from rpg_ms.cells import sparsify
 from rpg_ms.cells.masked import set_topology
 from rpg_ms.models import create_model
-from rpg_ms.models.flops import layer_flops
+from rpg_ms.models.flops import layer_flops, parameter_count
 
 
 def keep(layer, count):
@@ -39,7 +39,7 @@ def test_layers(name):
     network = nn.SequentialCell(build())
     found = sparsify(network)
     keep(found.layers[0], 5)
-    assert layer_flops(network, found, shape) == [(dense, 5 * positions)]
+    assert layer_flops(network, found, shape) == ([(dense, 5 * positions)], 0)
 
 
 class Reused(nn.Cell):
@@ -63,12 +63,12 @@ def test_calls_count_and_the_network_stays_as_it_was(mode):
         network = Reused().set_train()
         found = sparsify(network)
         keep(found.layers[0], 10)
-        assert layer_flops(network, found, (6,)) == [(72, 20), (0, 0)]
+        assert layer_flops(network, found, (6,)) == ([(72, 20), (0, 0)], 0)
         assert ms.get_context("mode") == mode and network.training and network.drop.training
         batch = ms.Tensor(np.ones((2, 6), np.float32))
         network.set_train(False)
         assert network(batch).shape == (2, 6)
-        assert layer_flops(network, found, (6,)) == [(72, 20), (0, 0)], "after it was compiled"
+        assert layer_flops(network, found, (6,)) == ([(72, 20), (0, 0)], 0), "after it was compiled"
         assert not network.training
     finally:
         ms.set_context(mode=before)
@@ -79,7 +79,18 @@ def test_resnet20_has_its_known_cost():
     network = create_model("cifar_resnet20", 10, 3, 32)
     found = sparsify(network)
     statistics = network.bn1.moving_mean.asnumpy().copy()
-    flops = layer_flops(network, found, (3, 32, 32))
+    flops, others = layer_flops(network, found, (3, 32, 32))
+    assert others == 0 and parameter_count(network) == sum(p.size for p in network.trainable_params())
     assert flops[0] == (16 * 27 * 1024,) * 2 and flops[-1] == (640, 640)
     assert sum(dense for dense, _ in flops) == 40_551_040
     assert np.array_equal(network.bn1.moving_mean.asnumpy(), statistics)
+
+
+def test_layers_that_are_not_pruned_cost_as_well():
+    network = nn.SequentialCell([nn.Conv2d(1, 4, 3, has_bias=True), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1), nn.Flatten(),
+                                 nn.Dense(4 * 16, 3)])
+    network[2].weight.requires_grad = False
+    found = sparsify(network, ["4"])
+    keep(found.layers[0], 5)
+    assert layer_flops(network, found, (1, 4, 4)) == ([(16 * 36, 16 * 5)], 16 * 16 + 4 * 16 * 3)
+    assert parameter_count(network) == 36 + 4 + 8 + 16 + 4 * 16 * 3 + 3
