@@ -95,7 +95,9 @@ class TrainConfig(Group):
     amp_level: Literal["O0", "O1", "O2", "O3"] = Field(
         "O0", description="MindSpore's mixed precision (float16) with dynamic loss scaling; O0: float32."
     )
-    clip_norm: Optional[float] = Field(None, gt=0, description="Largest global norm of the gradient; null: any.")
+    clip_norm: Optional[float] = Field(
+        None, gt=0, description="Largest global norm of the gradient; null: the method's (st3: 3, others: any)."
+    )
     ema_decay: Optional[float] = Field(
         None, gt=0, lt=1, description="Decay per step of a moving average of the weights; null: no average."
     )
@@ -296,6 +298,7 @@ def _fill_from_method(config: Config) -> Config:
                          alpha=row.alpha, update_every=row.update_every, prune_until=row.prune_until,
                          freeze_after=row.freeze_after),
         "rank": _fill(config.rank, lambda_=row.rank_lambda, delta=row.rank_delta),
+        "train": _fill(config.train, clip_norm=row.clip_norm),
     })
 
 

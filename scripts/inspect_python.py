@@ -1,7 +1,8 @@
 """Tell environment.sh whether the Python that runs this can run the project, by what pyproject.toml asks for.
 
 Prints four lines: version and installation prefix; the MindSpore it has, if in range; the requirements it
-lacks; where the packages are, if it is of a virtual environment. For an unsupported Python, prints the reason and ends with status 1: even Python 2 must parse this.
+lacks; where the packages are, if it is of a virtual environment. For an unsupported Python, prints the reason
+and ends with status 1: even Python 2 must parse this.
 """
 import os
 import re

@@ -93,6 +93,7 @@ def test_null_keys_take_the_method_s_values(write, method):
     assert config.pruning.schedule == row.schedule and config.pruning.allocation == row.allocation
     assert config.pruning.alpha == row.alpha
     assert (config.rank.lambda_, config.rank.delta) == (row.rank_lambda, row.rank_delta)
+    assert config.train.clip_norm == row.clip_norm
 
 
 def test_values_of_the_user_win_over_the_method_s(write):

@@ -529,7 +529,10 @@ class SparseTrainStep(nn.Cell):
             if not (np.isfinite(weight).all() and np.isfinite(gradient).all()):
                 raise FloatingPointError(f"a weight or gradient of {layer.name} is not finite")
         old_masks = [layer.mask.asnumpy().copy() for layer in self.layers]
-        density = self._density_at(step, old_masks)
+        total, kept = sum(mask.size for mask in old_masks), sum(int(np.count_nonzero(mask)) for mask in old_masks)
+        density = self.calendar.density_at(step)
+        if self.calendar.schedule != "alternating":  # without dense phases a network that is pruned is not opened
+            density = min(density, max(kept / total, self.calendar.density))
         counts = ALLOCATIONS[self.allocation](weights, density, self.min_per_layer)
         updated = update_topology(weights, dense, counts, fraction, self.raise_rank)
         if self.soft_threshold:
@@ -538,24 +541,15 @@ class SparseTrainStep(nn.Cell):
             for layer, (weight, mask) in zip(self.layers, updated):
                 set_topology(layer, weight, mask)
         grown = sum(int(np.count_nonzero(mask & ~old)) for (_, mask), old in zip(updated, old_masks))
-        if sum(counts) > sum(np.count_nonzero(old) for old in old_masks):
+        nonzero = int(sum(counts))
+        if nonzero > kept:
             self.reset_state()  # a dense phase begins: as published for AC/DC
         self.mask_state()
         self.pending, self.window, self.window_steps = False, None, 0
-        nonzero = int(sum(counts))
         self.record = TopologyRecord(
-            step=step, density=nonzero / sum(weight.size for weight in weights), nonzero=nonzero,
+            step=step, density=nonzero / total, nonzero=nonzero,
             drop_fraction=fraction, grown=grown, layer_nonzero=[int(count) for count in counts],
             rank_loss=float(rank[0].asnumpy()) if rank else 0.0, ranks=rank[1].asnumpy().tolist() if rank else [])
-
-
-    def _density_at(self, step, masks):
-        """The calendar's density; but a network that was pruned before is opened only by a method of dense phases."""
-        scheduled = self.calendar.density_at(step)
-        if self.calendar.schedule == "alternating":
-            return scheduled
-        now = sum(np.count_nonzero(mask) for mask in masks) / sum(mask.size for mask in masks)
-        return min(scheduled, max(now, self.calendar.density))
 
 
 def add_rank(gradients, rank_gradients, rank_of):

@@ -28,13 +28,13 @@ MEAN_COLUMNS = ("label", "method", "settings", "target_density", "seeds", "faile
 WORDS = {
     "en": {"method": "method", "minutes": "minutes per run", "failed": "failed",
            "test": "test images", "validation": "validation images",
-           "cores": "cores", "memory": "GB of memory", "comma": ", ", "semicolon": "; ",
+           "cores": ("core", "cores"), "memory": "GB of memory", "comma": ", ", "semicolon": "; ",
            "figures": "Top-1 accuracy in % on the {images} by sparsity: mean ± standard deviation (n − 1) of "
                       "the (number of) seeds; bold: a column's best.",
            "made": "Measured on {places}, {date}: `{command}`"},
     "cn": {"method": "方法", "minutes": "每次运行分钟数", "failed": "失败",
            "test": "测试图像", "validation": "验证图像",
-           "cores": "核", "memory": "GB 内存", "comma": "，", "semicolon": "；",
+           "cores": ("核", "核"), "memory": "GB 内存", "comma": "，", "semicolon": "；",
            "figures": "各稀疏度下{images}上的 top-1 准确率（%）：不同随机种子的均值 ± 标准差（n − 1），括号内为种子数；"
                       "粗体：该列最佳。",
            "made": "测量环境：{places}，{date}：`{command}`"},
@@ -201,9 +201,10 @@ def place(found, language: str) -> str:
     """An `environment()` in words."""
     words = WORDS[language]
     machine, versions = found["machine"], found["versions"]
-    return words["comma"].join([machine["cpu"], f"{machine['cores']} {words['cores']}",
-                      f"{machine['memory_gb']} {words['memory']}", machine["platform"],
-                      *(f"{name} {version}" for name, version in versions.items())])
+    return words["comma"].join([
+        machine["cpu"], f"{machine['cores']} {words['cores'][machine['cores'] > 1]}",
+        f"{machine['memory_gb']} {words['memory']}", machine["platform"],
+        *(f"{name} {version}" for name, version in versions.items())])
 
 
 def table(document, language: str) -> str:

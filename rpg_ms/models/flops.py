@@ -16,6 +16,24 @@ def parameter_count(network):
                if parameter.is_floating_point() and not parameter.name.endswith(STATISTICS))
 
 
+def try_image(network, input_shape):
+    """What the network returns for one input of `input_shape`, all zero, computed by now.
+
+    In inference and PyNative mode, whose errors are short, and where cells call their hooks; both modes are as before
+    afterwards.
+    """
+    mode, training = ms.get_context("mode"), network.training
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+    try:
+        returned = network.set_train(False)(ms.Tensor(np.zeros((1, *input_shape), np.float32)))
+        if isinstance(returned, ms.Tensor):
+            returned.asnumpy()
+        return returned
+    finally:
+        network.set_train(training)
+        ms.set_context(mode=mode)
+
+
 def layer_flops(network, found, input_shape):
     """Multiply-adds of each layer for one input, which are often called FLOPs.
 
@@ -42,16 +60,11 @@ def layer_flops(network, found, input_shape):
         positions[id(cell.weight)] += values.size // cell.weight.shape[0]  # the layer's channels there
 
     hooks = [cell.register_forward_hook(record) for cell in cells]
-    mode, training = ms.get_context("mode"), network.training
     try:
-        ms.set_context(mode=ms.PYNATIVE_MODE)  # compiled cells do not call hooks
-        network.set_train(False)
-        network(ms.Tensor(np.zeros((1, *input_shape), np.float32)))
+        try_image(network, input_shape)
     finally:
         for hook in hooks:
             hook.remove()
-        network.set_train(training)
-        ms.set_context(mode=mode)
     layers = [(positions[id(layer.weight)] * layer.mask.size,
                positions[id(layer.weight)] * int(np.count_nonzero(layer.mask.asnumpy()))) for layer in found.layers]
     sizes = {id(cell.weight): cell.weight.size for cell in cells}

@@ -40,6 +40,7 @@ class Method:
         freeze_after: T_end, the end of topology updates, as a fraction of all steps.
         rank_lambda: λ, weight of the adversarial rank term, at least 0; 0 leaves it out.
         rank_delta: δ, error budget of the rank term, in (0, 1].
+        clip_norm: largest global norm of the gradient, above 0; None for any.
 
     Raises:
         ValueError: an unknown name, a number out of range, or choices that contradict each other.
@@ -57,6 +58,7 @@ class Method:
     freeze_after: float = 0.9
     rank_lambda: float = 0.0
     rank_delta: float = 0.1
+    clip_norm: Optional[float] = None
 
     def __post_init__(self):
         for choice, names in (("schedule", DENSITY_SCHEDULES), ("allocation", ALLOCATIONS), ("start", STARTS),
@@ -82,6 +84,8 @@ class Method:
             raise ValueError(f"rank.lambda: {self.rank_lambda} is negative")
         if not 0 < self.rank_delta <= 1:
             raise ValueError(f"rank.delta: {self.rank_delta} is not in (0, 1]")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise ValueError(f"train.clip_norm: {self.clip_norm} is not above 0")
 
     @property
     def prunes(self) -> bool:
@@ -123,8 +127,10 @@ METHODS: dict[str, Method] = {
     # begins, weights start at zero and all momentum is reset.
     "acdc": Method("alternating", "global", prune_until=0.85),
     # Straight-through training with soft thresholds and rescaling (Vanderschueren & De Vleeschouwer 2023, arXiv
-    # 2212.01076): masks are drawn anew at every step. Published runs begin with five dense epochs
-    # (`pruning.warmup_updates`).
-    "st3": Method("cubic", "global", soft_threshold=True, update_every=1, prune_until=0.5, freeze_after=1.0),
+    # 2212.01076): masks are drawn anew at every step. The rescaled weights move up to a hundred times as far as
+    # the optimizer's step, and training may diverge unless the gradient is clipped, as in all of the authors'
+    # configurations. Published runs begin with five dense epochs (`pruning.warmup_updates`).
+    "st3": Method("cubic", "global", soft_threshold=True, update_every=1, prune_until=0.5, freeze_after=1.0,
+                  clip_norm=3.0),
     "dense": Method(None, None),
 }

@@ -16,6 +16,7 @@ from rpg_ms.cells.masked import set_topology
 from rpg_ms.errors import UserError, one_line
 from rpg_ms.files import working_folder
 from rpg_ms.models import create_model
+from rpg_ms.models.flops import try_image
 from rpg_ms.pruning.allocation import ALLOCATIONS
 from rpg_ms.pruning.calendar import UpdateCalendar
 from rpg_ms.pruning.methods import METHODS
@@ -57,19 +58,12 @@ def build_network(config, task, pretrained=None, mixed_precision=True):
 def _check_fit(network, config, task):
     """Try one image, all zero: its size or the number of classes may not be what the network is made for."""
     name, data = config.model.name, config.data.name
-    mode, training = ms.get_context("mode"), network.training
-    ms.set_context(mode=ms.PYNATIVE_MODE)  # whose errors say what is wrong, in few words
     try:
-        returned = network.set_train(False)(ms.Tensor(np.zeros((1, *task.input_shape), np.float32)))
-        if isinstance(returned, ms.Tensor):
-            returned.asnumpy()  # not computed before
+        returned = try_image(network, task.input_shape)
     except Exception as error:  # of any kind, from anybody's network
         size = " x ".join(str(n) for n in task.input_shape)
         reason = one_line(str(error).partition("\n---")[0])[:200]
         raise UserError(f"model.name: {name} cannot take images of {size} (data.name: {data}): {reason}") from None
-    finally:
-        network.set_train(training)
-        ms.set_context(mode=mode)
     shape = tuple(returned.shape) if isinstance(returned, ms.Tensor) else type(returned).__name__
     if shape != (1, task.classes):
         raise UserError(f"model.name: {name} returns {shape} for one image of {data}, not (1, {task.classes}), a number "

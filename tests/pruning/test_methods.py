@@ -34,7 +34,7 @@ def test_published_choices(name, choices, numbers):
     assert (row.schedule, row.allocation, row.start, row.grow) == choices
     assert (row.alpha, row.update_every, row.prune_until, row.freeze_after) == numbers
     assert row.drop_decay == ("constant" if name == "set" else "cosine") and row.soft_threshold == (name == "st3")
-    assert row.rank_lambda == 0
+    assert row.rank_lambda == 0 and row.clip_norm == (3 if name == "st3" else None)
 
 
 @pytest.mark.parametrize("choices, message", [
@@ -50,6 +50,7 @@ def test_published_choices(name, choices, numbers):
     ({"soft_threshold": True}, "pruning.alpha: 0.3; pruned weights of a soft threshold"),
     ({"rank_lambda": -1.0}, "rank.lambda: -1.0 is negative"),
     ({"rank_delta": 0.0}, r"rank.delta: 0.0 is not in \(0, 1\]"),
+    ({"clip_norm": 0.0}, "train.clip_norm: 0.0 is not above 0"),
 ])
 def test_contradictions_are_refused(choices, message):
     with pytest.raises(ValueError, match=message):
