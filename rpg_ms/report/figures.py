@@ -189,7 +189,7 @@ def _against_sparsity(axes, groups, value):
     gap = min(np.diff(list(places.values())), default=1.0)
     labels = [label for label in dict.fromkeys(label for label, _ in groups) if label in lines]
     for i, label in enumerate(labels):
-        shift = min(0.05, 0.4 / len(labels)) * gap * (i - (len(labels) - 1) / 2)
+        shift = min(0.05, 0.25 / len(labels)) * gap * (i - (len(labels) - 1) / 2)
         x, means, errors = np.transpose(lines[label])
         axes.errorbar(x + shift, means, errors, color=SERIES[i % len(SERIES)],
                       marker=MARKERS[i % len(MARKERS)], markersize=6, capsize=3, linewidth=1.2,
