@@ -7,7 +7,7 @@
 | allocation over the layers | `allocation.ALLOCATIONS` |
 | grow score | `topology.GROW_SCORES` |
 | drop fraction over time | `schedule.DROP_DECAYS` |
-| soft threshold, rank term, calendar | numbers |
+| soft threshold, rank term, calendar, clipping | numbers |
 
 Every method drops by magnitude. A new grow score is a new function in `topology.GROW_SCORES`. The rank term can
 be switched on with any of them (`rank.lambda` above 0).
