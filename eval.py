@@ -26,7 +26,7 @@ def main():
     state = checkpoint.load_network(args.checkpoint_path, network, found, args.ema)
     figures = task.evaluate(network)
     print(json.dumps({**figures, "density": found.density, "nonzero": found.nonzero, "prunable": found.prunable,
-                      "steps": state["step"], "seconds": state["seconds"]}))
+                      "rank": found.rank, "steps": state["step"], "seconds": state["seconds"]}))
 
 
 if __name__ == "__main__":

@@ -341,6 +341,8 @@ def made_up(**changes):
         figures = {"status": "missing"} if top1 is None else {
             "status": "finished", "top1": top1, "density": density, "nonzero": 1, "prunable": 9, "steps": 5,
             "seconds": 60 * minutes, "environment": 0}
+        if label == "c" and top1 is not None:  # a|b is of an earlier version, whose summaries had no rank
+            figures["rank"] = 50 + 10 * seed
         return {"label": label, "method": "gmp", "settings": ["rank.lambda=0", "a.b=[1, 2]"],
                 "target_density": density, "seed": seed, **figures, **more}
     document = {
@@ -351,7 +353,7 @@ def made_up(**changes):
         "runs": [
             run("a|b", 0.02, 0, 90.0, 2), run("a|b", 0.02, 1, 92.0, 3), run("a|b", 0.02, 2, 94.0, 4),
             run("a|b", 0.005, 0, 80.123, 3),
-            run("c", 0.02, 0, 93.0), run("c", 0.02, 1, status="failed", reason="out of luck"),
+            run("c", 0.02, 0, 91.0), run("c", 0.02, 2, 95.0), run("c", 0.02, 1, status="failed", reason="out of luck"),
             run("c", 0.005, 0, 80.121),
             run("d", 0.02, 0, status="failed", reason="x"), run("d", 0.005, 0)]}
     return {**document, **changes}
@@ -361,7 +363,7 @@ TABLE = r"""
 | method | 98 % | 99.5 % | minutes per run |
 | --- | --- | --- | --- |
 | a\|b | 92.00 ± 2.00 (3) | **80.12** (1) | 3.0 |
-| c | **93.00** (1), 1 failed | **80.12** (1) | 1.0 |
+| c | **93.00 ± 2.83** (2), 1 failed | **80.12** (1) | 1.0 |
 | d | failed | – | – |
 """
 
@@ -371,8 +373,10 @@ def test_table():
     chinese = table(made_up(), "cn")
     assert chinese == TABLE.strip().replace("method", "方法").replace("minutes per run", "每次运行分钟数").replace(
         "failed", "失败")
+    assert "| method | 98 % | 99.5 % |\n| --- | --- | --- |\n| c | 60.00 ± 14.14 (2) | 50.00 (1) |\n\n" in section(made_up(), "en")
     only_one = made_up(runs=made_up()["runs"][:4])
     assert "**" not in table(only_one, "en"), "the best of one"
+    assert section(only_one, "en").count("method") == 1, "no table of ranks that nobody measured"
 
 
 def test_section_names_where_when_and_how():
@@ -388,18 +392,20 @@ def test_csv_of_means():
     lines = {(line["label"], line["target_density"]): line
              for line in csv.DictReader(csv_text(MEAN_COLUMNS, means(made_up())).splitlines())}
     assert len(lines) == 6
-    three, one, none = lines["a|b", "0.02"], lines["c", "0.02"], lines["d", "0.005"]
+    three, two, none = lines["a|b", "0.02"], lines["c", "0.02"], lines["d", "0.005"]
     assert (three["seeds"], three["top1_mean"], three["top1_std"], three["seconds_mean"]) == ("3", "92.0", "2.0", "180")
     assert three["settings"] == "rank.lambda=0 a.b=[1, 2]"
-    assert (one["seeds"], one["failed"], one["top1_mean"], one["top1_std"]) == ("1", "1", "93.0", "")
+    assert (two["seeds"], two["failed"], two["top1_mean"], two["top1_std"]) == ("2", "1", "93.0", "2.8284")
+    assert (two["rank_mean"], two["rank_std"], three["rank_mean"], three["rank_std"]) == ("60", "14.1421", "", "")
+    assert lines["c", "0.005"]["top1_std"] == lines["c", "0.005"]["rank_std"] == ""
     assert (none["seeds"], none["top1_mean"], none["seconds_mean"]) == ("0", "", "")
 
 
 def test_csv_of_runs():
     lines = list(csv.DictReader(csv_text(RUN_COLUMNS, made_up()["runs"]).splitlines()))
-    assert len(lines) == 9
+    assert len(lines) == 10
     assert (lines[1]["top1"], lines[1]["settings"]) == ("92.0", "rank.lambda=0 a.b=[1, 2]")
-    assert (lines[5]["status"], lines[5]["reason"], lines[5]["top1"]) == ("failed", "out of luck", "")
+    assert (lines[6]["status"], lines[6]["reason"], lines[6]["top1"]) == ("failed", "out of luck", "")
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -435,9 +441,9 @@ def test_killed_and_run_again(tmp_path):
         assert metrics[0] == metrics[1]
 
     document = json.loads((tmp_path / "table/results.json").read_text())
-    assert [run["top1"] for run in document["runs"]] == [
-        json.loads((runs / f"{run['label']}_d0.2_s{run['seed']}/summary.json").read_text())["top1"]
-        for run in document["runs"]]
+    for run in document["runs"]:
+        summary = json.loads((runs / f"{run['label']}_d0.2_s{run['seed']}/summary.json").read_text())
+        assert (run["top1"], run["rank"]) == (summary["top1"], summary["rank"])
     names = [f"{run['label']} {run['seed']}" for run in document["runs"]]
     assert names == ["gmp 0", "twin 0", "gmp 1", "twin 1"]
     for run in document["runs"]:

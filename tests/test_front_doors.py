@@ -31,6 +31,11 @@ def test_run_folder(run):
     assert summary["nonzero"] == round(0.2 * summary["prunable"])
     assert summary["density"] == summary["nonzero"] / summary["prunable"]
     assert 30 < summary["top1"] <= 100  # chance is 10
+    values = ms.load_checkpoint(str(run / "out/last.ckpt"))
+    matrices = [values[name[:-5]].asnumpy().reshape(len(values[name]), -1) for name in values
+                if name.endswith(".weight_mask") and ":" not in name]
+    assert summary["rank"] == pytest.approx(
+        np.mean([100 * np.linalg.matrix_rank(matrix) / min(matrix.shape) for matrix in matrices]))
     events = {event: [line for line in lines if line["event"] == event] for event in
               ("start", "train", "topology", "evaluation")}
     assert [line["density"] for line in events["start"]] == [1.0]

@@ -12,6 +12,8 @@ import mindspore as ms
 import numpy as np
 from mindspore import mint, nn, ops
 
+from rpg_ms.rank import mean_rank
+
 TRANSPOSED = (nn.Conv1dTranspose, nn.Conv2dTranspose, nn.Conv3dTranspose, mint.nn.ConvTranspose2d)
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, mint.nn.Conv1d, mint.nn.Conv2d, mint.nn.Conv3d, *TRANSPOSED)
 DENSES = (nn.Dense, mint.nn.Linear)
@@ -73,6 +75,11 @@ class Sparsified:
     def density(self):
         """Share of prunable positions whose mask is 1."""
         return self.nonzero / self.prunable
+
+    @property
+    def rank(self):
+        """Numeric rank of the weights in percent of the full rank, mean over the layers; singular values, so slow."""
+        return mean_rank([layer.weight.asnumpy() for layer in self.layers])
 
 
 def sparsify(network, exclude=()):

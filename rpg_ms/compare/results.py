@@ -20,10 +20,10 @@ from rpg_ms.errors import UserError
 from rpg_ms.files import atomic_path
 from rpg_ms.json_files import read_json
 
-FIGURES = ("top1", "density", "nonzero", "prunable", "steps", "seconds")
+FIGURES = ("top1", "rank", "density", "nonzero", "prunable", "steps", "seconds")
 RUN_COLUMNS = ("label", "method", "settings", "target_density", "seed", "status", *FIGURES, "environment", "reason")
 MEAN_COLUMNS = ("label", "method", "settings", "target_density", "seeds", "failed", "top1_mean", "top1_std",
-                "seconds_mean")
+                "rank_mean", "rank_std", "seconds_mean")
 
 WORDS = {
     "en": {"method": "method", "minutes": "minutes per run", "failed": "failed",
@@ -31,12 +31,15 @@ WORDS = {
            "cores": ("core", "cores"), "memory": "GB of memory", "comma": ", ", "semicolon": "; ",
            "figures": "Top-1 accuracy in % on the {images} by sparsity: mean ± standard deviation (n − 1) of "
                       "the (number of) seeds; bold: a column's best.",
+           "ranks": "Rank of the weights by sparsity, in % of the full rank: numeric rank of each layer, mean over "
+                    "the layers.",
            "made": "Measured on {places}, {date}: `{command}`"},
     "cn": {"method": "方法", "minutes": "每次运行分钟数", "failed": "失败",
            "test": "测试图像", "validation": "验证图像",
            "cores": ("核", "核"), "memory": "GB 内存", "comma": "，", "semicolon": "；",
            "figures": "各稀疏度下{images}上的 top-1 准确率（%）：不同随机种子的均值 ± 标准差（n − 1），括号内为种子数；"
                       "粗体：该列最佳。",
+           "ranks": "各稀疏度下权重的秩，以满秩的百分比表示：各层数值秩对所有层取平均。",
            "made": "测量环境：{places}，{date}：`{command}`"},
 }
 
@@ -150,19 +153,21 @@ def draw(cells, folder):
 
 
 def means(document) -> list:
-    """A dict for every label and target density: number of seeds, mean and standard deviation (n − 1) of top-1, cost."""
+    """A dict for every label and target density: seeds, mean and standard deviation (n − 1) of top-1 and rank, cost."""
     groups = {}
     for run in document["runs"]:
         groups.setdefault((run["label"], run["target_density"]), []).append(run)
     lines = []
     for (label, density), runs in groups.items():
-        top1 = _of_finished(runs, "top1")
         seconds = _of_finished(runs, "seconds")
-        lines.append({"label": label, "method": runs[0]["method"], "settings": runs[0]["settings"],
-                      "target_density": density, "seeds": len(top1), "failed": _failed(runs),
-                      "top1_mean": round(statistics.mean(top1), 4) if top1 else None,
-                      "top1_std": round(statistics.stdev(top1), 4) if len(top1) > 1 else None,
-                      "seconds_mean": round(statistics.mean(seconds), 1) if seconds else None})
+        line = {"label": label, "method": runs[0]["method"], "settings": runs[0]["settings"],
+                "target_density": density, "seeds": len(_of_finished(runs, "top1")), "failed": _failed(runs),
+                "seconds_mean": round(statistics.mean(seconds), 1) if seconds else None}
+        for figure in ("top1", "rank"):
+            values = _of_finished(runs, figure)
+            line[f"{figure}_mean"] = round(statistics.mean(values), 4) if values else None
+            line[f"{figure}_std"] = round(statistics.stdev(values), 4) if len(values) > 1 else None
+        lines.append(line)
     return lines
 
 
@@ -184,7 +189,7 @@ def page(document) -> str:
 
 
 def section(document, language: str) -> str:
-    """The table, what its figures are, and in one line where, when and by which command they were measured.
+    """The table, that of the ranks if they were measured, what the figures are, and where, when and by which command.
 
     Args:
         document: as `collect` makes it.
@@ -194,7 +199,10 @@ def section(document, language: str) -> str:
     places = words["semicolon"].join(place(found, language) for found in document["environments"])
     figures = words["figures"].format(images=words[document["evaluated_on"]])
     made = words["made"].format(places=places or "?", date=document["date"], command=document["command"])
-    return f"{table(document, language)}\n\n{figures}\n\n{made}"
+    parts = [table(document, language), figures]
+    if _of_finished(document["runs"], "rank"):
+        parts += [rank_table(document, language), words["ranks"]]
+    return "\n\n".join([*parts, made])
 
 
 def place(found, language: str) -> str:
@@ -210,19 +218,43 @@ def place(found, language: str) -> str:
 def table(document, language: str) -> str:
     """The Markdown table: a row for every label, a column for every sparsity."""
     words, runs = WORDS[language], document["runs"]
+    labels, densities, cells = _grid(runs)
+    best = {density: _best([cells[label, density] for label in labels]) for density in densities}
+    lines = [[words["method"], *(percent(1 - density) for density in densities), words["minutes"]]]
+    for label in labels:
+        seconds = _of_finished([run for run in runs if run["label"] == label], "seconds")
+        lines.append([_escaped(label), *(_cell_text(cells[label, density], best[density], words) for density in densities),
+                      f"{statistics.mean(seconds) / 60:.1f}" if seconds else "–"])
+    return _markdown(lines)
+
+
+def rank_table(document, language: str) -> str:
+    """The same of the runs' ranks, where they were measured: summaries of earlier versions have none."""
+    labels, densities, cells = _grid([run for run in document["runs"] if _of_finished([run], "rank")])
+    lines = [[WORDS[language]["method"], *(percent(1 - density) for density in densities)]]
+    for label in labels:
+        ranks = [_of_finished(cells[label, density], "rank") for density in densities]
+        lines.append([_escaped(label), *(f"{_mean_text(found)} ({len(found)})" if found else "–" for found in ranks)])
+    return _markdown(lines)
+
+
+def _grid(runs):
+    """`(labels, densities, {(label, density): [run, ...]})`: rows, columns and cells of a table."""
     labels = list(dict.fromkeys(run["label"] for run in runs))
     densities = sorted({run["target_density"] for run in runs}, reverse=True)
     cells = {(label, density): [] for label in labels for density in densities}
     for run in runs:
         cells[run["label"], run["target_density"]].append(run)
-    best = {density: _best([cells[label, density] for label in labels]) for density in densities}
-    lines = [[words["method"], *(percent(1 - density) for density in densities), words["minutes"]]]
-    lines.append(["---"] * len(lines[0]))
-    for label in labels:
-        seconds = _of_finished([run for run in runs if run["label"] == label], "seconds")
-        lines.append([label.replace("|", r"\|"),
-                      *(_cell_text(cells[label, density], best[density], words) for density in densities),
-                      f"{statistics.mean(seconds) / 60:.1f}" if seconds else "–"])
+    return labels, densities, cells
+
+
+def _escaped(label):
+    return label.replace("|", r"\|")
+
+
+def _markdown(lines):
+    """A Markdown table of lists of texts, the first its head."""
+    lines = [lines[0], ["---"] * len(lines[0]), *lines[1:]]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -234,20 +266,23 @@ def _best(column):
 
 
 def _of_finished(runs, figure):
-    return [run[figure] for run in runs if run["status"] == "finished"]
+    return [run[figure] for run in runs if run["status"] == "finished" and figure in run]
 
 
 def _failed(runs):
     return sum(run["status"] == "failed" for run in runs)
 
 
+def _mean_text(values):
+    text = f"{statistics.mean(values):.2f}"
+    return f"{text} ± {statistics.stdev(values):.2f}" if len(values) > 1 else text
+
+
 def _cell_text(runs, best, words):
     top1, failed = _of_finished(runs, "top1"), _failed(runs)
     if not top1:
         return words["failed"] if failed else "–"
-    text = mean = f"{statistics.mean(top1):.2f}"
-    if len(top1) > 1:
-        text += f" ± {statistics.stdev(top1):.2f}"
-    if mean == best:
+    text = _mean_text(top1)
+    if text.split()[0] == best:
         text = f"**{text}**"
     return f"{text} ({len(top1)})" + (f", {failed} {words['failed']}" if failed else "")

@@ -1,5 +1,6 @@
-"""The adversarial rank term: what it is worth, and its exact gradient."""
+"""The adversarial rank term: what it is worth, and its exact gradient; and the rank that weights have."""
 from rpg_ms.rank.cell import RankLoss
+from rpg_ms.rank.numeric import full_rank, mean_rank, numeric_rank
 from rpg_ms.rank.term import BACKENDS, rank_term, rank_terms
 
-__all__ = ["BACKENDS", "RankLoss", "rank_term", "rank_terms"]
+__all__ = ["BACKENDS", "RankLoss", "full_rank", "mean_rank", "numeric_rank", "rank_term", "rank_terms"]

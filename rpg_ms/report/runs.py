@@ -11,7 +11,8 @@ from rpg_ms.data.datasets import known_shape
 from rpg_ms.errors import UserError
 from rpg_ms.json_files import NUMBER, check, parse_json
 from rpg_ms.pruning.structure import structural_rank
-from rpg_ms.report.layers import dead_filters, full_rank, numeric_rank
+from rpg_ms.rank import full_rank, numeric_rank
+from rpg_ms.report.layers import dead_filters
 from rpg_ms.training.run_folder import read_summary
 
 # What the lines of metrics.jsonl must have to be drawn.

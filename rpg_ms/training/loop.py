@@ -120,7 +120,7 @@ def train(config, task, network, found, step_cell, rates, folder, ranks):
                     ranks.meet()  # the launcher ends all ranks when the first of them leaves
                     raise RunStopped(f"stopped by SIGTERM after step {step} of {total}; {_last_good(state, checkpoints)}; "
                                      f"--resume {folder.path} goes on", 128 + signal.SIGTERM)
-        summary = {**state["figures"], **_counts(found), "steps": state["step"], "seconds": state["seconds"]}
+        summary = {**state["figures"], **_counts(found), "rank": found.rank, "steps": state["step"], "seconds": state["seconds"]}
         folder.finish(summary)
         return summary
     except FloatingPointError as error:

@@ -132,7 +132,7 @@ def load_weights(path, network, found, allow=(), entry=None, allow_with=None):
         allow_with: where the user states `allow`, for the message.
 
     Raises:
-        UserError: the file cannot be read, or does not fit.
+        UserError: the file cannot be read, does not fit, or holds what is not finite.
     """
     parameters = {parameter.name: parameter for parameter in network.get_parameters()}
     tensors = read_weights(path, entry, LARGER * sum(parameter.size for parameter in parameters.values()) + 2 ** 24)
@@ -168,7 +168,10 @@ def load_weights(path, network, found, allow=(), entry=None, allow_with=None):
         parameter = parameters[name]
         if (value.dtype.kind == "f") != parameter.is_floating_point():
             raise UserError(f"{path}: {name} is {value.dtype} in the file, {parameter.dtype} in the network")
-        parameter.set_data(ms.Tensor(np.asarray(value, order="C"), parameter.dtype))
+        tensor = ms.Tensor(np.asarray(value, order="C"), parameter.dtype)
+        if parameter.is_floating_point() and not np.isfinite(tensor.asnumpy()).all():
+            raise UserError(f"{path}: {name} is not finite")
+        parameter.set_data(tensor)
     _set_masks([layer for layer in found.layers if layer.weight.name in fitting], fitting)
 
 

@@ -238,7 +238,9 @@ def test_pytorch_computes_the_same(tmp_path):
     (lambda s: s.update({"linear.bias": np.zeros(7, np.float32)}),
      r"of another shape: linear.bias \(\(7,\) in the file, \(10,\) in the network\)$", ["linear.*"]),
     (lambda s: s.update({"linear.bias": np.zeros(10, np.int32)}), "linear.bias is int32 in the file", None),
-], ids=["missing", "missing, by PyTorch's name", "unused", "shape", "type"])
+    (lambda s: s.update({"linear.bias": np.full(10, np.nan, np.float32)}), "x.safetensors: linear.bias is not finite$", None),
+    (lambda s: s.update({"conv1.weight": np.full((16, 3, 3, 3), 1e300)}), "conv1.weight is not finite$", None),
+], ids=["missing", "missing, by PyTorch's name", "unused", "shape", "type", "NaN", "too large"])
 def test_every_tensor_is_accounted_for(tmp_path, change, message, allow):
     state = to_pytorch(build()[0])
     change(state)
