@@ -24,6 +24,7 @@ def main():
     task = Classification(config, ranks)
     network, found = build.build_network(config, task)
     state = checkpoint.load_network(args.checkpoint_path, network, found, args.ema)
+    checkpoint.check_held_out(args.checkpoint_path, state, config)
     figures = task.evaluate(network)
     print(json.dumps({**figures, "density": found.density, "nonzero": found.nonzero, "prunable": found.prunable,
                       "rank": found.rank, "steps": state["step"], "seconds": state["seconds"]}))

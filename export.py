@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Export a checkpoint: python export.py --config FILE --checkpoint_path CKPT --file_format MINDIR --file_name OUT"""
 import json
+import os
 
 from rpg_ms.config import OneLineParser, add_shared_arguments, load_config
 from rpg_ms.errors import front_door
@@ -27,6 +28,8 @@ def main():
     args = parser.parse_args()
     if args.batch_size < 1:
         parser.error(f"--batch_size: {args.batch_size} is not at least 1")
+    if not os.path.basename(args.file_name):
+        parser.error(f"--file_name: {args.file_name!r} names a folder, wanted a file in it")
     if args.value_type and args.file_format != "PACKED":
         parser.error(f"--value_type: for PACKED only, not for {args.file_format}")
     if args.compact and args.file_format != "ONNX":
@@ -46,6 +49,7 @@ def main():
     task = Classification(config, distributed.ALONE)
     network, found = build.build_network(config, task, mixed_precision=False)
     state = checkpoint.load_network(args.checkpoint_path, network, found, args.ema)
+    checkpoint.check_held_out(args.checkpoint_path, state, config)
     if args.file_format == "PACKED":
         about = {"model": config.model.name, "num_classes": task.classes, "input_shape": task.input_shape,
                  "step": state["step"], "seconds": state["seconds"]}

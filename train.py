@@ -49,6 +49,9 @@ def main():
         if step.rank_is_idle:
             print(f"rank.lambda: {config.rank.lambda_:g} changes nothing, as pruning.method={config.pruning.method} has "
                   "no update that takes up its gradient; rank.every=step lets the term drive the weights", flush=True)
+        if step.rank_is_empty:
+            print(f"rank.lambda: {config.rank.lambda_:g} changes nothing, as {config.model.name} has no convolution to "
+                  "prune; rank.include_dense=true takes dense layers into the term", flush=True)
         summary = train(config, task, network, found, step, rates, folder, ranks)
     print(json.dumps(summary))
 

@@ -76,7 +76,8 @@ class DataConfig(Group):
     )
     workers: int = Field(1, ge=1, le=INT32_MAX, description="Loader's parallel workers.")
     limit: Optional[int] = Field(
-        None, ge=1, le=INT32_MAX, description="Use only the first so many training and test images; null: all."
+        None, ge=1, le=INT32_MAX, description="Use only so many training and test images, the first ones, of photographs "
+        "evenly spread ones; null: all."
     )
     augment: Literal["auto", "none", "crop_flip", "random_resized_crop", "randaugment"] = Field(
         "auto", description="Augmentation of training images; auto: the dataset's customary one."

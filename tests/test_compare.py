@@ -185,6 +185,16 @@ def test_a_method_keeps_its_own_values(project):
     assert values(planned("rigl", settings=["pruning.alpha=0.5"])[0])[1] == 0.5
 
 
+def test_clipping_is_a_methods_own_only_where_it_comes_with_one(project):
+    clips = lambda *methods: [cell.config.train.clip_norm for cell in planned(*methods)]
+    assert clips("st3", "rpg", "gmp") == [3.0, None, None]
+    (project / "a.yaml").write_text(CONFIG.replace("train: {", "train: {clip_norm: 100.0, "))
+    assert clips("rpg", "gmp", "st3") == [100.0, 100.0, 3.0]
+    (project / "a.yaml").write_text(CONFIG.replace("train: {", "train: {clip_norm: 3.0, ").replace(
+        "pruning: {method: rpg", "pruning: {method: st3, alpha: 0"))
+    assert clips("st3", "rpg", "gmp") == [3.0, None, None]
+
+
 def test_what_a_file_counts_in_its_own_updates_stays_with_it(project):
     (project / "a.yaml").write_text(CONFIG.replace("pruning: {", "pruning: {warmup_updates: 1, grad_accumulation: 3, "))
 

@@ -127,6 +127,12 @@ def test_weights_and_masks_stay_equal_on_all_ranks(ranks):
     assert len({str(masks) for masks in ranks[0]["trained"]["masks"]}) == 3  # dense, and two updates
 
 
+def test_rank_gradients_that_differ_between_the_ranks_part_nothing(ranks):
+    assert len(set(ranks[0]["other_rounding"])) == 5
+    for seen in ranks:
+        assert seen["other_rounding"] == ranks[0]["other_rounding"]
+
+
 def test_ranks_follow_one_rank_with_the_global_batch(ranks):
     together, alone = ranks[0]["trained"], ranks[0]["alone"]
     np.testing.assert_allclose(together["losses"], alone["losses"], rtol=1e-5)
@@ -187,7 +193,7 @@ def test_a_run_on_two_ranks(tmp_path):
     # The checkpoint holds what was evaluated.
     task = Classification(load_config(tmp_path / "tiny.yaml"), ALONE)
     network, found = build.build_network(task.config, task)
-    checkpoint.load_network(tmp_path / "out/last.ckpt", network, "cifar_resnet8")
+    checkpoint.load_network(tmp_path / "out/last.ckpt", network, found)
     assert task.evaluate(network)["top1"] == summary["top1"] and found.nonzero == summary["nonzero"]
 
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import mindspore as ms
+import numpy as np
 
 from conftest import PROJECT
 from doors import TINY, door, last_json, refused
@@ -28,12 +29,11 @@ def test_last_good_checkpoint_is_good(tmp_path):
     result = door("train.py", *arguments, cwd=tmp_path)
     assert result.returncode == 1 and "Traceback" not in result.stderr, result.stderr[-2000:]
     line = result.stderr.strip().splitlines()[-1]
-    if "last good checkpoint" in line:
-        values = ms.load_checkpoint(str(tmp_path / "out/last.ckpt"))
-        import numpy as np
-        assert all(np.isfinite(value.asnumpy()).all() for name, value in values.items()
-                   if name != "rpg_state" and value.asnumpy().dtype.kind == "f")
-        assert f"of step {json.loads(values['rpg_state'])['step']}" in line
+    assert "last good checkpoint" in line
+    values = ms.load_checkpoint(str(tmp_path / "out/last.ckpt"))
+    assert all(np.isfinite(value.asnumpy()).all() for name, value in values.items()
+               if name != "rpg_state" and value.asnumpy().dtype.kind == "f")
+    assert f"of step {json.loads(values['rpg_state'])['step']}" in line
 
 
 def test_disk_full_loses_nothing(tmp_path):

@@ -113,6 +113,32 @@ def test_air_is_for_ascend(run):
                  "--file_name", "net", cwd=run), "AIR", "Ascend")
 
 
+def test_a_folder_is_no_name_for_an_exported_file(run):
+    for file_format in ("MINDIR", "PACKED"):
+        refused(door("export.py", "--config", "tiny.yaml", "--checkpoint_path", "out/last.ckpt", "--file_format",
+                     file_format, "--file_name", "exported/", cwd=run), "--file_name: 'exported/' names a folder")
+
+
+def test_evaluation_on_images_of_the_training_is_refused(run):
+    """The run held nothing out, so every held-out image of an evaluation is one that it was trained on."""
+    for name, more in (("eval.py", []), ("export.py", ["--file_name", "x"])):
+        refused(door(name, "--config", "out/config.yaml", "--checkpoint_path", "out/last.ckpt", *more,
+                     "--set", "data.validation=0.25", cwd=run), "last.ckpt: would be evaluated on images that it was "
+                "trained on: data.validation is 0.25, in training it was 0.0;")
+
+
+def test_held_out_images_depend_on_the_seed(tmp_path):
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    held_out = ["--set", "data.validation=0.25", "train.epochs=1", "pruning.method=dense", "pruning.alpha=0",
+                "rank.lambda=0", "schedule.warmup_epochs=0"]
+    summary = last_json(door("train.py", "--config", "tiny.yaml", "--output_dir", "out", "--seed", 3, *held_out,
+                             cwd=tmp_path))
+    evaluation = ["eval.py", "--config", "tiny.yaml", "--checkpoint_path", "out/last.ckpt"]
+    assert last_json(door(*evaluation, "--seed", 3, *held_out, cwd=tmp_path)) == summary
+    refused(door(*evaluation, *held_out, cwd=tmp_path), "seed is 0, in training it was 3;")
+    assert last_json(door(*evaluation, *held_out, "data.validation=0", cwd=tmp_path))["top1"] != summary["top1"]
+
+
 def test_second_run_in_the_same_folder_loses_nothing(run):
     before = {file.name: file.read_bytes() for file in (run / "out").iterdir() if file.is_file()}
     refused(door("train.py", "--config", "tiny.yaml", "--output_dir", "out", cwd=run), "output_dir: out", "--overwrite")
@@ -170,6 +196,17 @@ def test_mistakes_in_training(run, arguments, words):
 
 def test_mindspores_compile_cache_is_refused(run):
     refused(door("train.py", "--config", "tiny.yaml", cwd=run, MS_COMPILER_CACHE_ENABLE="1"), "MS_COMPILER_CACHE_ENABLE")
+
+
+def test_overwrite_takes_away_a_link_and_not_what_it_leads_to(run, tmp_path):
+    shutil.copytree(run / "out", tmp_path / "out")
+    shutil.copy(run / "tiny.yaml", tmp_path)
+    (tmp_path / "out/checkpoints").rename(tmp_path / "elsewhere")
+    (tmp_path / "out/checkpoints").symlink_to(tmp_path / "elsewhere")
+    there = sorted(os.listdir(tmp_path / "elsewhere"))
+    last_json(door("train.py", "--config", "tiny.yaml", "--output_dir", "out", "--overwrite", "--set", "train.epochs=1",
+                   "schedule.warmup_epochs=0", cwd=tmp_path))
+    assert sorted(os.listdir(tmp_path / "elsewhere")) == there and not (tmp_path / "out/checkpoints").is_symlink()
 
 
 @pytest.mark.parametrize("flag", [["--overwrite"], ["--resume", "auto"]], ids=" ".join)

@@ -132,6 +132,17 @@ def test_what_no_checkpoint_has_a_state_for_cannot_change(uninterrupted, change,
     assert before == {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
 
 
+@pytest.mark.parametrize("changes", [["pruning.density=0.05"], ["pruning.method=gmp", "pruning.alpha=0", "rank.lambda=0",
+                                     "pruning.grad_accumulation=1", "pruning.density=0.19", "train.epochs=4"]],
+                         ids=["at the end", "beyond T_prune"])
+def test_a_target_that_no_update_is_left_to_reach(uninterrupted, changes):
+    whole = uninterrupted / "whole"
+    before = {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
+    refused(door(*train(uninterrupted, "whole", *changes), "--resume", "whole", "--allow_changes", cwd=uninterrupted),
+            "pruning.density: 0.", "after step 48", "no topology update is left")
+    assert before == {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
+
+
 def test_lost_files(uninterrupted):
     """Without config.yaml nobody knows what the checkpoint was trained with; without metrics.jsonl the run goes on."""
     shutil.copytree(uninterrupted / "whole", uninterrupted / "lost")

@@ -77,13 +77,21 @@ class TaskGradients(nn.Cell):
 
 
 class RankGradients(nn.Cell):
-    """The rank term and its gradient, times lambda: `(rank_loss, ranks, gradients)`; float32 at any precision."""
+    """The rank term and its gradient, times lambda: `(rank_loss, ranks, gradients)`; float32 at any precision.
 
-    def __init__(self, rank_loss, rank_weight, weights):
+    With `reduce` the gradient is the mean over the ranks: computed from the same weights, it is the same on all of them
+    up to the rounding of their processors, which must not part their masks.
+
+    Inputs:
+        *after: Tensors to be computed first, so that collectives keep one order on all ranks.
+    """
+
+    def __init__(self, rank_loss, rank_weight, weights, reduce=None):
         super().__init__(auto_prefix=False)
         self.rank_loss = rank_loss
         self.rank_weight = rank_weight
         self.weights = ms.ParameterTuple(weights)
+        self.reduce = reduce
         self.value_and_grad = ops.value_and_grad(self.weighted, None, self.weights, has_aux=True)
 
     def weighted(self):
@@ -91,8 +99,10 @@ class RankGradients(nn.Cell):
         loss, ranks = self.rank_loss.loss_and_ranks(self.weights)
         return self.rank_weight * loss, loss, ranks
 
-    def construct(self):
+    def construct(self, *after):
         (_, loss, ranks), gradients = self.value_and_grad()
+        if self.reduce is not None:
+            gradients = self.reduce((ops.depend(gradients[0], after), *gradients[1:]))
         return loss, ranks, gradients
 
 
@@ -159,7 +169,7 @@ class PlainStep(nn.Cell):
     def construct(self, *inputs):
         loss, gradients, finite = self.task(*inputs)
         if self.rank is not None:
-            _, _, rank_gradients = self.rank()
+            _, _, rank_gradients = self.rank(gradients[0])
             gradients = add_rank(gradients, rank_gradients, self.rank_of)
         return ops.depend(loss, self.apply_gradients(finite, *gradients))
 
@@ -313,8 +323,9 @@ class SparseTrainStep(nn.Cell):
         optimizer: a `mindspore.nn.Optimizer` of its trainable parameters.
         layers: the MaskedLayers to prune.
         calendar: `rpg_ms.pruning.UpdateCalendar`, or None to leave the topology alone. An update that can change
-            nothing (no regrowth, and the density of the one before it) is left out. Layers that are pruned already
-            are pruned further, not opened, except by schedule "alternating" or for a target above their density.
+            nothing (no regrowth, and the density of the one before it) is left out. A network that is pruned already
+            is pruned further, never denser as a whole, except by schedule "alternating" or for a target above its
+            density; which of its layers keep how many is the allocation's choice.
         alpha: share of a layer's weights dropped and grown at first.
         grow: name in `rpg_ms.pruning.GROW_SCORES`.
         raise_rank: whether weights grow first where they raise the structural rank of a mask.
@@ -377,8 +388,9 @@ class SparseTrainStep(nn.Cell):
         self.gradient_of = [index[id(layer.weight)] for layer in layers]
         rank_layers = [layer for layer in layers if rank_dense or layer.kind == "conv"]
         self.rank, self.rank_of = None, (-1,) * len(index)
-        if rank_loss is not None and rank_weight > 0 and rank_layers:
-            self.rank = RankGradients(rank_loss, rank_weight, [layer.weight for layer in rank_layers])
+        self.rank_wanted = rank_loss is not None and rank_weight > 0
+        if self.rank_wanted and rank_layers:
+            self.rank = RankGradients(rank_loss, rank_weight, [layer.weight for layer in rank_layers], reduce)
             position = {id(layer.weight): i for i, layer in enumerate(rank_layers)}
             self.rank_of = tuple(position.get(id(parameter), -1) for parameter in parameters)
         self.rank_drives = self.rank is not None and rank_every == "step"
@@ -412,6 +424,17 @@ class SparseTrainStep(nn.Cell):
         """Whether there is a rank term that changes nothing: it acts on updates only, and none takes up its gradient."""
         return self.rank is not None and not self.rank_drives and (
             self.calendar is None or (self.alpha > 0 and self.grow != "gradient"))
+
+    @property
+    def rank_is_empty(self):
+        """Whether a rank term was asked for, and no layer takes part in it."""
+        return self.rank is None and self.rank_wanted
+
+    def will_reach_target(self):
+        """Whether an update that is still to come leaves the calendar's target density."""
+        return self.pending or (self.calendar is not None and any(
+            self._is_due(step) and self.calendar.density_at(step) == self.calendar.density
+            for step in self.calendar.steps() if step > self.step_number))
 
     def can_sink(self):
         """Whether the next `sink_size` steps can run in one graph: the host has no part in any of them."""

@@ -125,7 +125,7 @@ def plan(config_file: str, entries: Sequence[Entry], densities: Sequence[float],
     for seed in seeds:
         for entry in entries:
             for density in densities if METHODS[entry.method].prunes else [1.0]:
-                own = () if entry.method == file_method else _own_values(METHODS[entry.method])
+                own = () if entry.method == file_method else _own_values(METHODS[entry.method], METHODS[file_method])
                 cells.append(_cell(config_file, entry, density, seed, output_dir, (*own, *settings), device_target))
     _refuse_repeats([cell.folder.name for cell in cells], "--methods: the labels lead to the same folder")
     for cell in cells:
@@ -133,8 +133,8 @@ def plan(config_file: str, entries: Sequence[Entry], densities: Sequence[float],
     return cells
 
 
-def _own_values(row):
-    """Settings that put a method's own values in place of a file's."""
+def _own_values(row, of_file):
+    """Settings that put a method's own values in place of a file's, which are of the method `of_file`."""
     plain = {field.name: field.default for field in fields(Method)}
     settings = list(METHOD_SETTINGS)
     if row.update_every != plain["update_every"]:
@@ -143,6 +143,8 @@ def _own_values(row):
         settings.append("pruning.warmup_updates=0")  # it counts the file's updates
     if (row.prune_until, row.freeze_after) != (plain["prune_until"], plain["freeze_after"]):
         settings += ["pruning.prune_until=null", "pruning.freeze_after=null"]
+    if row.clip_norm != of_file.clip_norm:
+        settings.append("train.clip_norm=null")
     return settings
 
 

@@ -33,9 +33,10 @@ class ImageSet:
         """The images at `indices`, in that order."""
         return ImageSet(lambda i: self.image(int(indices[i])), self.labels[indices])
 
-    def first(self, count):
-        """The first `count` images, or all if there are fewer."""
-        return self.subset(np.arange(min(count, len(self))))
+    def limited(self, count, spread):
+        """`count` images, or all if there are fewer: the first, or `spread` evenly over all."""
+        count = min(count, len(self))
+        return self.subset(np.arange(count) * len(self) // count if spread else np.arange(count))
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,9 @@ def load_dataset(config, seed):
         train, test, classes=len(names) if names else classes, class_names=names, mean=row.mean, std=row.std,
         channels=len(row.mean), size=size, train_transform=for_train, test_transform=for_test)
     if config.limit is not None:
-        dataset = replace(dataset, train=dataset.train.first(config.limit), test=dataset.test.first(config.limit))
+        spread = row.native_size is None  # photographs come class by class: the first ones would be of one class
+        dataset = replace(dataset, train=dataset.train.limited(config.limit, spread),
+                          test=dataset.test.limited(config.limit, spread))
     if config.validation > 0:
         order = np.random.default_rng(seed).permutation(len(dataset.train))
         held_out = round(config.validation * len(order))

@@ -96,20 +96,29 @@ def write_class_folders(root, output, shards=1):
     listings = dict(zip(PARTS, class_folders.load(root)))
     present = sorted(file.name for part in PARTS for file in output.glob(f"{part}.mindrecord*"))
     if present:
-        raise UserError(f"{output} already has {present[0]}")
+        raise UserError(f"{output} already has {present[0]}; choose another folder, or remove it")
     output.mkdir(parents=True, exist_ok=True)
-    for part, listing in listings.items():
-        try:
-            writer = FileWriter(str(output / f"{part}.mindrecord"), shard_num=shards)
-            writer.add_schema(SCHEMA, f"images of {len(listing.classes)} classes")
-            for file, label in zip(listing.files, listing.labels):
-                path = os.fsdecode(file)
-                class_folders.read_image(path, path)  # better now than in the middle of a training run
-                writer.write_raw_data([{"image": Path(path).read_bytes(), "label": int(label)}])
-            writer.commit()
-        except RuntimeError as error:
+    try:
+        for part, listing in listings.items():
+            _write(output / f"{part}.mindrecord", listing, shards)
+    except BaseException as error:
+        for part in PARTS:  # the first part alone is good for nothing, and in the way of another try
+            for file in output.glob(f"{part}.mindrecord*"):
+                file.unlink()
+        if isinstance(error, RuntimeError):
             raise UserError(f"{output}: cannot be written: {_reason(error)}") from None
+        raise
     return {part: len(listing.files) for part, listing in listings.items()}
+
+
+def _write(file, listing, shards):
+    writer = FileWriter(str(file), shard_num=shards)
+    writer.add_schema(SCHEMA, f"images of {len(listing.classes)} classes")
+    for image, label in zip(listing.files, listing.labels):
+        path = os.fsdecode(image)
+        class_folders.read_image(path, path)  # better now than in the middle of a training run
+        writer.write_raw_data([{"image": Path(path).read_bytes(), "label": int(label)}])
+    writer.commit()
 
 
 def _reason(error):

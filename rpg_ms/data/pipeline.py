@@ -2,7 +2,8 @@
 
 Which image a training step sees, and how it is augmented, depends on nothing but the seed and the step: every sample
 draws from a generator seeded by (seed, epoch, image). So training can go on in the middle of an epoch, and the batches
-do not depend on the number of workers; with the global batch held fixed, not on the number of devices either.
+do not depend on the number of workers; with the global batch held fixed, not on the number of devices either, but for
+mixup and cutmix, which mix the images of one device.
 """
 from __future__ import annotations
 

@@ -6,8 +6,6 @@ from mindspore.dataset import vision
 
 from rpg_ms.data.rand_augment import RandAugment
 
-AUGMENTATIONS = ("none", "crop_flip", "random_resized_crop", "randaugment")
-
 
 def transforms(augment, customary, size, native_size, padding, mean, std):
     """The transforms of training and test images: two lists of callables, to be applied one after the other.

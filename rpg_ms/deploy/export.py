@@ -20,7 +20,6 @@ from rpg_ms.errors import UserError, one_line
 from rpg_ms.files import atomic_path, working_folder
 from rpg_ms.models.flops import layer_flops, parameter_count
 
-FORMATS = ("MINDIR", "ONNX", "AIR")
 IMAGES = 64  # real test images that a file is verified on, at least
 MINDIR_TOLERANCE = 1e-5  # of an output
 # Of the largest output, as another runtime sums in another order: over mindcv's families 1e-6, at most 7e-6.

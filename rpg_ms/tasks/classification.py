@@ -28,6 +28,7 @@ class Classification:
     def __init__(self, config, ranks):
         self.config = config
         self.ranks = ranks
+        self._count = None
         self.dataset = load_dataset(config.data, config.seed)
         self.classes = config.model.num_classes or self.dataset.classes
         if self.classes < self.dataset.classes:
@@ -52,7 +53,8 @@ class Classification:
 
     def test_batches(self):
         """This rank's share of the test images, each once; labels of padding are -1."""
-        batch_size = self.config.train.eval_batch_size
+        share = -(-len(self.dataset.test) // self.ranks.size)
+        batch_size = min(self.config.train.eval_batch_size, share)
         samples = EvalSamples(self.dataset.test, self.dataset.test_transform, batch_size, self.ranks.rank,
                               self.ranks.size)
         return batches(samples, batch_size, self.config.data.workers)
@@ -79,7 +81,9 @@ class Classification:
 
     def evaluate(self, network):
         """`{"top1": percent}` over all test images of all ranks; leaves the network in inference mode."""
-        count = _CountCorrect(network).set_train(False)
+        if self._count is None or self._count.network is not network:  # one cell for all evaluations: compiled once
+            self._count = _CountCorrect(network)
+        count = self._count.set_train(False)
         correct = sum(int(count(images, labels).asnumpy()) for images, labels in self.test_batches())
         correct = int(self.ranks.gather(np.int64(correct)).sum())
         return {"top1": 100 * correct / len(self.dataset.test)}

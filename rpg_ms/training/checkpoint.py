@@ -26,6 +26,29 @@ STATE = "rpg_state"
 AVERAGE = "average:"
 
 
+def split_of(config):
+    """The keys that say which training images a run with `data.validation` holds out, with their values."""
+    return {"data.validation": config.data.validation, "data.limit": config.data.limit, "seed": config.seed}
+
+
+def check_held_out(path, state, config):
+    """Refuse to evaluate a checkpoint on training images that it was trained on.
+
+    Args:
+        path: the checkpoint, for the message.
+        state: its state; files without a record of what was held out cannot be checked.
+        config: whose `data.validation` says what is evaluated.
+
+    Raises:
+        UserError: training images would be evaluated that the run did not hold out.
+    """
+    own, now = state.get("split"), split_of(config)
+    if config.data.validation > 0 and own is not None and own != now:
+        differing = ", ".join(f"{key} is {now[key]}, in training it was {own[key]}" for key in now if own[key] != now[key])
+        raise UserError(f"{path}: would be evaluated on images that it was trained on: {differing}; data.validation=0 "
+                        "evaluates on the test images")
+
+
 class Checkpoints:
     """The checkpoints of a run's folder.
 

@@ -9,7 +9,9 @@ import numpy as np
 from tqdm import tqdm
 
 from rpg_ms.errors import RunStopped, UserError
-from rpg_ms.training.checkpoint import Checkpoints
+from rpg_ms.pruning.allocation import target_count
+from rpg_ms.pruning.methods import METHODS
+from rpg_ms.training.checkpoint import Checkpoints, split_of
 
 
 def train(config, task, network, found, step_cell, rates, folder, ranks):
@@ -28,7 +30,8 @@ def train(config, task, network, found, step_cell, rates, folder, ranks):
     Raises:
         RunStopped: the ranks' weights are no longer the same; the loss, a gradient or a weight is not finite; the disk
             is full; or SIGTERM came, and a checkpoint was written.
-        UserError: the checkpoints of a run that should go on are damaged, or of another number of steps or ranks.
+        UserError: the checkpoints of a run that should go on are damaged, or of another number of steps or ranks, or
+            no update is left that could reach the target density.
     """
     total = len(rates)
     checkpoints = Checkpoints(folder.path, config.checkpoint.keep, ranks)
@@ -40,11 +43,13 @@ def train(config, task, network, found, step_cell, rates, folder, ranks):
         _check_same_run(state, total, ranks.size)
     if state["step"] > total:
         raise UserError(f"{folder.path}: the run is at step {state['step']}, beyond the last, {total}")
+    if state["step"] > 0:
+        _check_target_in_reach(config, found, step_cell)
     if folder.changes:  # a best checkpoint of another configuration, perhaps at another density, is none of this one
         state.update(best=None, best_step=None)
     ranks.check_same(state["step"], f"{folder.path}: the ranks go on after different steps")
     ranks.check_equal(network, state["step"])
-    state.update(total_steps=total, ranks=ranks.size)
+    state.update(total_steps=total, ranks=ranks.size, split=split_of(config))
     folder.begin()
     folder.cut_metrics(state["metrics_length"])
     if state["step"] > 0:
@@ -136,6 +141,16 @@ def _check_same_run(state, total, ranks):
         if was != now:
             raise UserError(f"the run began with {was} {what}, now it would have {now}, which changes the "
                             "result; --allow_changes goes on all the same")
+
+
+def _check_target_in_reach(config, found, step_cell):
+    """A run that goes on with another calendar or target may be past the update that would reach it."""
+    if not METHODS[config.pruning.method].prunes or step_cell.will_reach_target():
+        return
+    target = target_count(found.prunable, config.pruning.density)
+    if found.nonzero != target:
+        raise UserError(f"pruning.density: {config.pruning.density} keeps {target} weights; the run has {found.nonzero} "
+                        f"after step {step_cell.step_number}, and no topology update is left to change that")
 
 
 def _evaluate(task, network, step_cell):

@@ -130,7 +130,7 @@ class RunFolder(NoFolder):
             self._metrics.truncate(0)
             for path in (self.path / name for name in earlier):
                 if path != metrics_path:
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+                    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
             (self.path / "config.yaml").unlink(missing_ok=True)  # the earlier run's; `begin` writes this one's
         for folder in (self.path, self.path / "checkpoints"):
             for left_behind in folder.glob(f"{UNFINISHED}*"):  # by a run that was killed

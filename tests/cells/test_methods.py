@@ -2,14 +2,15 @@
 import mindspore as ms
 import numpy as np
 import pytest
-from mindspore import ops
+from mindspore import nn, ops
 
 from networks import Net, WithLoss
-from rpg_ms.cells import sparsify
+from rpg_ms.cells import SparseTrainStep, sparsify
 from rpg_ms.cells.masked import set_topology
 from rpg_ms.config import load_config
 from rpg_ms.errors import UserError
 from rpg_ms.pruning import METHODS, erk_counts, global_counts, structural_rank, survivors, target_count
+from rpg_ms.rank import RankLoss
 from rpg_ms.training.build import build_train_step
 from rpg_ms.training.distributed import ALONE
 
@@ -95,6 +96,15 @@ def test_a_rank_term_that_changes_nothing_is_known(build, method):
     assert step.rank_is_idle == same(*ends)
     assert step.rank_is_idle == (method in ("one_shot", "static", "set"))
     assert not build(method, "pruning.update_every=2", "rank.lambda=50", "rank.every=step")[1].rank_is_idle
+
+
+def test_a_rank_term_without_layers_is_known():
+    network = nn.SequentialCell(nn.Flatten(), nn.Dense(72, 3))
+    for dense, empty in ((False, True), (True, False)):
+        found = sparsify(network)
+        step = SparseTrainStep(WithLoss(network), nn.Momentum(network.trainable_params(), 0.1, 0.9), found.layers,
+                               rank_loss=RankLoss(0.1), rank_weight=0.5, rank_dense=dense)
+        assert step.rank_is_empty == empty
 
 
 def test_one_shot_keeps_the_largest_weights_from_the_start(build):

@@ -34,6 +34,13 @@ def test_every_image_once_with_the_class_of_its_folder_sorted_by_name(tmp_path):
     assert dataset.train.labels.dtype == np.int32
 
 
+def test_a_limit_leaves_images_of_every_class(tmp_path):
+    root = image_files.class_folders(tmp_path)
+    dataset = load(root, limit=6)
+    assert dataset.train.labels.tolist() == [0, 0, 1, 1, 2, 2] and dataset.test.labels.tolist() == [0, 0, 1, 1, 2, 2]
+    assert load(root, limit=100).train.labels.tolist() == load(root).train.labels.tolist()
+
+
 @pytest.mark.parametrize("mode", ["L", "P", "CMYK", "RGBA", "1", "I;16"])
 def test_every_kind_of_image_becomes_rgb(tmp_path, mode):
     file = tmp_path / ("x.tif" if mode == "CMYK" else "x.png")

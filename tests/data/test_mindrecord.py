@@ -72,6 +72,19 @@ def test_a_full_disk_is_an_error_of_one_line(folders, tmp_path, monkeypatch):
         write_class_folders(folders, tmp_path / "out")
 
 
+def test_a_failed_conversion_is_not_in_the_way_of_the_next(tmp_path):
+    root = image_files.class_folders(tmp_path / "folders")
+    image = next((root / "val").rglob("*.JPEG"))
+    content = image.read_bytes()
+    image.write_bytes(b"no image")
+    with pytest.raises(UserError, match=image.name):
+        write_class_folders(root, tmp_path / "out", shards=2)
+    assert not list((tmp_path / "out").iterdir())
+    image.write_bytes(content)
+    assert write_class_folders(root, tmp_path / "out", shards=2) == {"train": 18, "val": 6}
+    assert len(load(tmp_path / "out").train) == 18
+
+
 @pytest.mark.parametrize("damage, words", [
     ("none", ["data.root", "no train.mindrecord", "make_mindrecord.py"]),
     ("no index", ["train.mindrecord lacks its index"]),

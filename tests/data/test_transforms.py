@@ -6,10 +6,11 @@ from mindspore.dataset import vision
 from PIL import Image
 
 from image_files import noise
-from rpg_ms.data.pipeline import TrainSamples
+from rpg_ms.config import SCHEMAS
 from rpg_ms.data.datasets import ImageSet
+from rpg_ms.data.pipeline import TrainSamples
 from rpg_ms.data.rand_augment import OPERATIONS, RandAugment
-from rpg_ms.data.transforms import AUGMENTATIONS, Normalise, transforms
+from rpg_ms.data.transforms import Normalise, transforms
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CIFAR = dict(customary="crop_flip", size=32, native_size=32, padding=4, mean=MEAN, std=STD)
@@ -40,7 +41,7 @@ def test_the_crop_pads_with_zeros_before_normalisation():
     assert {columns for columns, _ in shifts} == {rows for _, rows in shifts} == {28, 29, 30, 31, 32}
 
 
-@pytest.mark.parametrize("augment", AUGMENTATIONS)
+@pytest.mark.parametrize("augment", SCHEMAS["data", "augment"]["enum"])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_augmentation_depends_on_seed_epoch_and_image_only(augment, channels):
     pixels = [noise(i, 32, 32) if channels == 3 else noise(i, 32, 32)[:, :, 0] for i in range(12)]

@@ -13,6 +13,7 @@ from conftest import PROJECT
 from doors import TINY, door, refused
 from rpg_ms.config import Config, DataConfig, TrainConfig
 from rpg_ms.errors import UserError
+from rpg_ms.models import create_model
 from rpg_ms.tasks import Classification
 from rpg_ms.training.distributed import ALONE
 
@@ -49,6 +50,26 @@ def test_the_loss_of_shares_is_their_cross_entropy(smoothing):
     log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
     wanted = -(((1 - smoothing) * shares + smoothing / 10) * log_p).sum(1).mean()
     assert float(loss.asnumpy()) == pytest.approx(wanted, rel=1e-5)
+
+
+def test_evaluations_of_a_network_that_goes_on_changing():
+    """One compiled cell serves them all; it must see new weights, training between them, and other networks."""
+    one = task(eval_batch_size=10 ** 6)
+    assert next(iter(one.test_batches()))[0].shape[0] == 64, "no padding beyond the images"
+    networks = []
+    for seed in (0, 1):
+        ms.set_seed(seed)
+        networks.append(create_model("cifar_resnet8", 10, 1))
+    for _ in range(2):
+        for network in networks:
+            logits = network.set_train(False)(ms.Tensor(one.test_images(64))).asnumpy()
+            correct = np.mean(logits.argmax(1) == one.dataset.test.labels)
+            network.set_train(True)
+            assert one.evaluate(network)["top1"] == 100 * correct
+            assert one.evaluate(network)["top1"] == 100 * correct
+            network.linear.bias.set_data(ms.Tensor(np.eye(10, dtype=np.float32)[5] * 1e6))
+            assert one.evaluate(network)["top1"] == 100 * np.mean(one.dataset.test.labels == 5)
+            network.linear.bias.set_data(ms.Tensor(np.random.default_rng(0).standard_normal(10), ms.float32))
 
 
 def test_an_odd_batch_cannot_be_mixed():
