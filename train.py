@@ -46,12 +46,9 @@ def main():
     if summary is None:
         print(f"{config.model.name} on {config.data.name}: {len(found.layers)} layers, {found.prunable} prunable "
               f"weights, {len(rates)} steps on {ranks.size} x {target}", flush=True)
-        if step.rank_is_idle:
-            print(f"rank.lambda: {config.rank.lambda_:g} changes nothing, as pruning.method={config.pruning.method} has "
-                  "no update that takes up its gradient; rank.every=step lets the term drive the weights", flush=True)
-        if step.rank_is_empty:
-            print(f"rank.lambda: {config.rank.lambda_:g} changes nothing, as {config.model.name} has no convolution to "
-                  "prune; rank.include_dense=true takes dense layers into the term", flush=True)
+        note = build.idle_rank_term(config, step)
+        if note is not None:
+            print(note, flush=True)
         summary = train(config, task, network, found, step, rates, folder, ranks)
     print(json.dumps(summary))
 

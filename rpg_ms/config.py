@@ -24,8 +24,9 @@ from typing_extensions import Annotated, Literal
 
 from rpg_ms.errors import UserError, one_line
 from rpg_ms.pruning.allocation import ALLOCATIONS
-from rpg_ms.pruning.methods import METHODS
+from rpg_ms.pruning.methods import METHODS, Method
 from rpg_ms.pruning.schedule import DENSITY_SCHEDULES
+from rpg_ms.pruning.scores import SCORES
 from rpg_ms.pruning.topology import STARTS
 
 # ----------------------------------------------------------------------------------------------------
@@ -37,6 +38,7 @@ MethodName = Literal[tuple(METHODS)]
 ScheduleName = Literal[tuple(DENSITY_SCHEDULES)]
 AllocationName = Literal[tuple(ALLOCATIONS)]
 StartName = Literal[STARTS]
+ScoreName = Literal[tuple(SCORES)]
 DeviceTarget = Literal["auto", "CPU", "GPU", "Ascend"]
 
 
@@ -165,21 +167,17 @@ class PruningConfig(Group):
     start: Optional[StartName] = Field(
         None, description="Masks before the first step, all weights or as many as stay; null: the method's."
     )
+    drop: Optional[ScoreName] = Field(None, description="What weights are kept by; null: the method's.")
+    grow: Optional[ScoreName] = Field(None, description="What weights are grown by; null: the method's.")
     alpha: Optional[float] = Field(
         None, ge=0, le=1, description="Share of weights first dropped and grown (α); null: the method's."
     )
     schedule: Optional[ScheduleName] = Field(None, description="Density over time; null: the method's.")
     allocation: Optional[AllocationName] = Field(None, description="Density per layer; null: the method's.")
-    raise_rank: bool = Field(
-        False, description="Whether weights grow first where they raise the structural rank of a mask."
-    )
     warmup_updates: int = Field(
         0, ge=0, le=INT32_MAX, description="Updates before pruning starts, updates; 0 where masks start sparse."
     )
     min_per_layer: int = Field(1, ge=0, le=INT32_MAX, description="Fewest weights left in a layer.")
-    grad_accumulation: int = Field(
-        1, ge=1, le=INT32_MAX, description="Steps whose dense gradients are averaged for regrowth; at most update_every."
-    )
     exclude: Tuple[Annotated[str, Field(min_length=1)], ...] = Field(
         (), strict=False, description="Name patterns of layers that stay dense."
     )
@@ -223,6 +221,24 @@ class Config(Group):
     device_target: DeviceTarget = Field("auto", description="Where to run; auto: the best device found.")
     mode: Literal["graph", "pynative"] = Field("graph", description="MindSpore's execution mode.")
     output_dir: str = Field("runs/default", min_length=1, description="Folder of the run.")
+
+    @property
+    def method(self) -> Method:
+        """The pruning method with all that the keys change of its row; raises ValueError where that contradicts itself."""
+        return dataclasses.replace(METHODS[self.pruning.method], **{
+            name: value for name in METHOD_KEYS if (value := _at(self, METHOD_KEYS[name])) is not None})
+
+
+# The fields of a `Method` that are keys, each with its group and attribute; left null, they are those of the method's row.
+METHOD_KEYS = {
+    **{name: ("pruning", name) for name in ("schedule", "allocation", "start", "drop", "grow", "alpha", "update_every",
+                                            "prune_until", "freeze_after")},
+    "rank_lambda": ("rank", "lambda_"), "rank_delta": ("rank", "delta"), "clip_norm": ("train", "clip_norm"),
+}
+
+
+def _at(config: Config, place: Tuple[str, str]) -> Any:
+    return getattr(getattr(config, place[0]), place[1])
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -293,44 +309,34 @@ def _leaves(values: dict, path: Path = ()) -> Iterable[Tuple[Path, Any]]:
 
 def _fill_from_method(config: Config) -> Config:
     """`config` with the method's own values where the user gave none."""
-    row = METHODS[config.pruning.method]
+    row, groups = METHODS[config.pruning.method], {}
+    for name, (group, key) in METHOD_KEYS.items():
+        if _at(config, (group, key)) is None:
+            groups.setdefault(group, {})[key] = getattr(row, name)
     return config.model_copy(update={
-        "pruning": _fill(config.pruning, schedule=row.schedule, allocation=row.allocation, start=row.start,
-                         alpha=row.alpha, update_every=row.update_every, prune_until=row.prune_until,
-                         freeze_after=row.freeze_after),
-        "rank": _fill(config.rank, lambda_=row.rank_lambda, delta=row.rank_delta),
-        "train": _fill(config.train, clip_norm=row.clip_norm),
-    })
-
-
-def _fill(group: Group, **defaults: Any) -> Group:
-    missing = {key: value for key, value in defaults.items() if getattr(group, key) is None}
-    return group.model_copy(update=missing)
+        group: getattr(config, group).model_copy(update=values) for group, values in groups.items()})
 
 
 def _check_choices(config: Config, sources: Dict[Path, str], file_name: str) -> None:
     """Refuse what the method does not allow together, such as drop and grow with nothing to grow by."""
-    pruning, rank = config.pruning, config.rank
+    pruning = config.pruning
 
     def source(*keys):  # of whichever of them was given last
         paths = [("pruning", key) for key in keys]
         return ([sources[path] for path in sources if path in paths] or [file_name])[-1]
 
     try:
-        dataclasses.replace(METHODS[pruning.method], schedule=pruning.schedule, allocation=pruning.allocation,
-                            start=pruning.start, alpha=pruning.alpha, rank_lambda=rank.lambda_, rank_delta=rank.delta)
+        config.method
     except ValueError as error:
-        raise UserError(f"{source('method', 'schedule', 'allocation', 'start', 'alpha')}: "
+        raise UserError(f"{source('method', 'schedule', 'allocation', 'start', 'drop', 'grow', 'alpha')}: "
                         f"pruning.method: {pruning.method}: {one_line(str(error))}") from None
     if pruning.warmup_updates > 0 and pruning.start != "dense":
         raise UserError(f"{source('method', 'warmup_updates', 'start')}: pruning.warmup_updates: "
                         f"{pruning.warmup_updates} must be 0 for {pruning.method}, whose masks have the target density "
                         f"from the first step (pruning.start: {pruning.start})")
-    for key, other in (("prune_until", "freeze_after"), ("grad_accumulation", "update_every")):
-        least, most = getattr(pruning, key), getattr(pruning, other)
-        if least > most > 0:
-            raise UserError(f"{source('method', key, other)}: pruning.{key}: {least} is greater than pruning.{other}, "
-                            f"{most}")
+    if pruning.prune_until > pruning.freeze_after:
+        raise UserError(f"{source('method', 'prune_until', 'freeze_after')}: pruning.prune_until: {pruning.prune_until} "
+                        f"is greater than pruning.freeze_after, {pruning.freeze_after}")
 
 
 def _merge(values: dict, sources: Dict[Path, str], layer: dict, source: str, path: Path = ()) -> None:

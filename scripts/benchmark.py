@@ -107,7 +107,7 @@ def topology():
         for layer, weight in zip(masked.layers, dense):
             set_topology(layer, weight, np.ones(weight.shape, bool))
         before = reset_peak_memory()
-        times.append(seconds(lambda: masked._redraw(update * UPDATE_EVERY, gradients, 0.3, None)))
+        times.append(seconds(lambda: masked._update_topology(update * UPDATE_EVERY, gradients, None)))
         extra.append(peak_memory() - before)
     yield ("topology_seconds", "topology update of ResNet-50 (25.5 M weights), seconds",
            "ResNet-50（25.5 M 权重）一次拓扑更新，秒", round(min(times[1:]), 2), "< 1")
@@ -251,12 +251,9 @@ def dense_step(name, size):
 
 def masked_step(name, size, classes=10):
     """RPG's step in the middle of a long run, the largest `DENSITY` of the weights active."""
-    from rpg_ms.cells import SparseTrainStep, sparsify
+    from rpg_ms.cells import RankTerm, SparseTrainStep, sparsify
     from rpg_ms.cells.masked import set_topology
-    from rpg_ms.pruning import UpdateCalendar
-    from rpg_ms.pruning.allocation import ALLOCATIONS
-    from rpg_ms.pruning.topology import start_masks
-    from rpg_ms.rank import RankLoss
+    from rpg_ms.pruning import ALLOCATIONS, METHODS, Pruner, start_masks
 
     network, with_loss, optimizer = network_with_loss(name, size, classes)
     layers = sparsify(network).layers
@@ -264,10 +261,9 @@ def masked_step(name, size, classes=10):
     counts = ALLOCATIONS["uniform"](weights, DENSITY, 1)
     for layer, weight, mask in zip(layers, weights, start_masks(weights, counts, "magnitude", 0)):
         set_topology(layer, weight, mask)
-    calendar = UpdateCalendar(total_steps=100 * UPDATE_EVERY, update_every=UPDATE_EVERY, prune_until=0.8,
-                              freeze_after=0.9, density=DENSITY)
-    return SparseTrainStep(with_loss, optimizer(network.trainable_params()), layers, calendar, alpha=0.3,
-                           rank_loss=RankLoss(0.1), rank_weight=0.5).set_train()
+    pruner = Pruner(METHODS["rpg"], DENSITY, 100 * UPDATE_EVERY)
+    term = RankTerm([layer for layer in layers if layer.kind == "conv"], weight=0.5)
+    return SparseTrainStep(with_loss, optimizer(network.trainable_params()), layers, pruner, term).set_train()
 
 
 def torch_step(torch, images, labels):

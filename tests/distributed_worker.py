@@ -14,17 +14,14 @@ import numpy as np  # noqa: E402
 from mindcv.optim import create_optimizer  # noqa: E402
 from mindspore import nn, ops  # noqa: E402
 
-from networks import Net, WithLoss  # noqa: E402
-from rpg_ms.cells import SparseTrainStep, sparsify  # noqa: E402
+from networks import Net, WithLoss, pruner, rank_term  # noqa: E402
+from rpg_ms.cells import SparseTrainStep, StepOptions, sparsify  # noqa: E402
 from rpg_ms.config import load_config  # noqa: E402
 from rpg_ms.errors import UserError  # noqa: E402
 from rpg_ms.models import create_model  # noqa: E402
-from rpg_ms.pruning.calendar import UpdateCalendar  # noqa: E402
-from rpg_ms.rank import RankLoss  # noqa: E402
 from rpg_ms.tasks import Classification  # noqa: E402
 from rpg_ms.training import distributed  # noqa: E402
 
-CALENDAR = UpdateCalendar(total_steps=5, update_every=2, prune_until=0.8, freeze_after=0.8, density=0.2)
 GLOBAL_BATCH = 16
 
 
@@ -40,9 +37,11 @@ def batch(step, rank, size):
 def trained(network, found, ranks, delta=0.2, every="update"):
     """Five steps: `losses`, `masks` and `digests` (of weights and masks) of each, the final weights."""
     optimizer = create_optimizer(network.trainable_params(), "momentum", lr=0.1, momentum=0.9)
-    step = SparseTrainStep(WithLoss(network), optimizer, found.layers, CALENDAR, 0.3,
-                           rank_loss=RankLoss(delta, "gram"), rank_weight=0.5, rank_every=every,
-                           reduce=ranks.mean_of_gradients())
+    reduce = ranks.mean_of_gradients()
+    step = SparseTrainStep(WithLoss(network), optimizer, found.layers,
+                           pruner(0.2, 5, update_every=2, prune_until=0.8),
+                           rank_term(found.layers, delta=delta, every=every, reduce=reduce),
+                           options=StepOptions(reduce=reduce))
     step.set_train()
     losses, masks, digests = [], [], []
     for number in range(1, 6):

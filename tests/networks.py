@@ -1,5 +1,10 @@
 """What the tests that train small networks of their own share."""
+from dataclasses import replace
+
 from mindspore import nn, ops
+
+from rpg_ms.cells import RankTerm
+from rpg_ms.pruning import METHODS, Pruner
 
 
 class Net(nn.Cell):
@@ -24,3 +29,16 @@ class WithLoss(nn.Cell):
 
     def construct(self, x, y):
         return ops.cross_entropy(self.network(x), y)
+
+
+def pruner(density=0.1, total_steps=12, **choices):
+    """RPG's Pruner for a short run: an update every three steps, the target at step 9, and other choices on request."""
+    calendar = {"update_every": 3, "prune_until": 0.75, "freeze_after": 0.8}
+    options = {key: choices.pop(key) for key in ("min_per_layer", "seed") if key in choices}
+    return Pruner(replace(METHODS["rpg"], **{**calendar, **choices}), density, total_steps, **options)
+
+
+def rank_term(layers, weight=0.5, delta=0.2, backend="gram", every="update", dense=False, reduce=None):
+    """The RankTerm of the convolutions, with `dense` of the dense layers as well; None for weight 0."""
+    members = [layer for layer in layers if dense or layer.kind == "conv"]
+    return RankTerm(members, weight, delta, backend, every, reduce) if weight else None

@@ -208,15 +208,15 @@ def test_a_real_run_that_ends_early(tmp_path, end):
 import os, sys
 import numpy as np
 sys.path.insert(0, {project!r})
-from rpg_ms.cells import train_step
-honest = train_step.update_topology
+from rpg_ms.pruning import pruner
+honest = pruner.update_topology
 def tampering(*args):
     layers = [(weight.copy(), mask) for weight, mask in honest(*args)]
     if os.environ["RANK_ID"] == "1":
         layers[0][0][layers[0][1]] *= np.float32(1.0001)
     return layers
 if {divergence}:
-    train_step.update_topology = tampering
+    pruner.update_topology = tampering
 import runpy
 runpy.run_path({train!r}, run_name="__main__")
 """

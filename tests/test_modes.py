@@ -4,13 +4,9 @@ import numpy as np
 import pytest
 from mindcv.optim import create_optimizer
 
-from networks import WithLoss
+from networks import WithLoss, pruner, rank_term
 from rpg_ms.cells import SparseTrainStep, sparsify
 from rpg_ms.models import create_model
-from rpg_ms.pruning.calendar import UpdateCalendar
-from rpg_ms.rank import RankLoss
-
-CALENDAR = UpdateCalendar(total_steps=10, update_every=2, prune_until=0.8, freeze_after=0.8, density=0.1)
 
 
 def run(mode, steps):
@@ -20,8 +16,9 @@ def run(mode, steps):
     network = create_model("cifar_resnet8", 10, 1)
     found = sparsify(network)
     optimizer = create_optimizer(network.trainable_params(), "momentum", lr=[0.05] * 20, weight_decay=1e-4)
-    step = SparseTrainStep(WithLoss(network), optimizer, found.layers, CALENDAR, 0.3, rank_loss=RankLoss(0.1),
-                           rank_weight=0.5).set_train()
+    step = SparseTrainStep(WithLoss(network), optimizer, found.layers,
+                           pruner(total_steps=10, update_every=2, prune_until=0.8),
+                           rank_term(found.layers, delta=0.1)).set_train()
     rng = np.random.default_rng(0)
     losses, snapshots, gradients = [], [], None
     for t in range(steps):

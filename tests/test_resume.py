@@ -12,8 +12,8 @@ from doors import TINY, door, killed_door, last_json, refused
 from rpg_ms.training.checkpoint import Checkpoints
 from rpg_ms.training.distributed import ALONE
 
-# Everything that has a state: momentum, average, a window of gradients, micro-batches, augmentation, mid-epoch steps.
-OPTIONS = ["train.ema_decay=0.9", "pruning.grad_accumulation=2", "train.micro_batches=2", "data.augment=auto",
+# Everything that has a state: momentum, average, micro-batches, augmentation, mid-epoch steps.
+OPTIONS = ["train.ema_decay=0.9", "train.micro_batches=2", "data.augment=auto",
            "checkpoint.every_steps=5", "data.workers=1", "train.clip_norm=5.0"]
 
 
@@ -53,14 +53,14 @@ def test_killed_at_any_moment(uninterrupted):
     """One run, killed five times: before its first checkpoint, while redrawing masks, while writing a checkpoint,
     between the checkpoint and its link, and by a polite SIGTERM.
     """
-    moments = ["rpg_ms.cells.train_step update_topology before 1",
+    moments = ["rpg_ms.pruning.pruner update_topology before 1",
                "rpg_ms.cells.train_step set_topology after 25",
                "mindspore save_checkpoint after 2",
                "rpg_ms.training.checkpoint _link before 2"]
     for moment in moments:
         result = killed_door(moment, *train(uninterrupted, "out", "--resume", "auto"), cwd=uninterrupted)
         assert result.returncode == -signal.SIGKILL, (moment, result.stderr[-1000:])
-    result = killed_door("rpg_ms.cells.train_step update_topology after 2", *train(uninterrupted, "out"), "--resume",
+    result = killed_door("rpg_ms.pruning.pruner update_topology after 2", *train(uninterrupted, "out"), "--resume",
                          "out", signal="SIGTERM", cwd=uninterrupted)
     refused(result, "SIGTERM", "last.ckpt", "--resume", status=143)
     assert not (uninterrupted / "out/summary.json").exists()
@@ -122,7 +122,7 @@ def test_changed_configuration(uninterrupted):
 
 @pytest.mark.parametrize("change, lacking", [
     ("optimizer.name=adam", "optimizer:"), ("train.amp_level=O2", "scaler:"),
-    ("pruning={method: st3, alpha: 0, grad_accumulation: 1}", "optimizer:moments.latent")])
+    ("pruning={method: st3, alpha: 0}", "optimizer:moments.latent")])
 def test_what_no_checkpoint_has_a_state_for_cannot_change(uninterrupted, change, lacking):
     """Not even with --allow_changes, and the run is left as it was."""
     whole = uninterrupted / "whole"
@@ -133,7 +133,7 @@ def test_what_no_checkpoint_has_a_state_for_cannot_change(uninterrupted, change,
 
 
 @pytest.mark.parametrize("changes", [["pruning.density=0.05"], ["pruning.method=gmp", "pruning.alpha=0", "rank.lambda=0",
-                                     "pruning.grad_accumulation=1", "pruning.density=0.19", "train.epochs=4"]],
+                                     "pruning.density=0.19", "train.epochs=4"]],
                          ids=["at the end", "beyond T_prune"])
 def test_a_target_that_no_update_is_left_to_reach(uninterrupted, changes):
     whole = uninterrupted / "whole"

@@ -20,8 +20,8 @@ SHARED_KEYS = {key: "--set, for all methods alike" for key in ("data.name", "dat
 
 
 # What a method is: a file's values hold for the file's own method, the others have those of their rows.
-METHOD_SETTINGS = ("pruning.schedule=null", "pruning.allocation=null", "pruning.start=null", "pruning.alpha=null",
-                   "pruning.raise_rank=false", "pruning.grad_accumulation=1", "rank.lambda=null", "rank.delta=null")
+METHOD_SETTINGS = ("pruning.schedule=null", "pruning.allocation=null", "pruning.start=null", "pruning.drop=null",
+                   "pruning.grow=null", "pruning.alpha=null", "rank.lambda=null", "rank.delta=null")
 
 
 @dataclass(frozen=True)

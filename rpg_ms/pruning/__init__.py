@@ -1,21 +1,20 @@
-"""Which weights stay, decided on the host: schedule, allocation, topology, structure, calendar, methods."""
+"""Which weights stay, decided on the host in NumPy: schedule, allocation, scores, topology, calendar, methods, pruner."""
 from .allocation import (ALLOCATIONS, erk_counts, global_counts, target_count, uniform_counts,
                          uniform_first_dense_counts)
 from .calendar import UpdateCalendar
 from .methods import METHODS, Method
+from .pruner import Pruner, TopologyRecord, TopologyUpdate
 from .schedule import (DENSITY_SCHEDULES, DROP_DECAYS, alternating_density, constant_density,
-                       constant_drop_fraction, cosine_density, cosine_drop_fraction, cubic_density, delayed,
-                       exponential_density)
-from .structure import rank_raising, structural_rank
-from .topology import (GROW_SCORES, STARTS, drop_and_grow, largest, random_scores, start_masks, survivors,
-                       update_topology)
+                       constant_drop_fraction, cosine_drop_fraction, cubic_density, delayed, exponential_density)
+from .scores import SCORES, Score
+from .structure import structural_rank
+from .topology import STARTS, drop_and_grow, largest, start_masks, survivors, update_topology
 
 __all__ = [
-    "ALLOCATIONS", "DENSITY_SCHEDULES", "DROP_DECAYS", "GROW_SCORES", "METHODS", "STARTS", "Method",
-    "UpdateCalendar",
-    "alternating_density", "constant_density", "constant_drop_fraction", "cosine_density",
-    "cosine_drop_fraction", "cubic_density", "delayed", "exponential_density",
+    "ALLOCATIONS", "DENSITY_SCHEDULES", "DROP_DECAYS", "METHODS", "SCORES", "STARTS",
+    "Method", "Pruner", "Score", "TopologyRecord", "TopologyUpdate", "UpdateCalendar",
+    "alternating_density", "constant_density", "constant_drop_fraction", "cosine_drop_fraction",
+    "cubic_density", "delayed", "exponential_density",
     "erk_counts", "global_counts", "target_count", "uniform_counts", "uniform_first_dense_counts",
-    "rank_raising", "structural_rank",
-    "drop_and_grow", "largest", "random_scores", "start_masks", "survivors", "update_topology",
+    "drop_and_grow", "largest", "start_masks", "structural_rank", "survivors", "update_topology",
 ]

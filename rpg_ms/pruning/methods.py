@@ -5,12 +5,12 @@
 | masks to start from | `topology.STARTS` |
 | density schedule | `schedule.DENSITY_SCHEDULES` |
 | allocation over the layers | `allocation.ALLOCATIONS` |
-| grow score | `topology.GROW_SCORES` |
+| drop score, grow score | `scores.SCORES` |
 | drop fraction over time | `schedule.DROP_DECAYS` |
 | soft threshold, rank term, calendar, clipping | numbers |
 
-Every method drops by magnitude. A new grow score is a new function in `topology.GROW_SCORES`. The rank term can
-be switched on with any of them (`rank.lambda` above 0).
+A new criterion is a function and a row in `scores.SCORES`. The rank term can be switched on with any method
+(`rank.lambda` above 0).
 """
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from typing import Optional
 
 from .allocation import ALLOCATIONS
 from .schedule import DENSITY_SCHEDULES, DROP_DECAYS
-from .topology import GROW_SCORES, STARTS
+from .scores import SCORES
+from .topology import STARTS
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,12 @@ class Method:
         schedule: density schedule; None leaves the network dense, with no topology update at all.
         allocation: how the weights that stay are spread over the layers; None only together with `schedule`.
         start: the masks before the first step: "dense", or at the target density "random" or "magnitude".
-        grow: what dropped places are grown by; None for a method that only prunes.
+        drop: the score that weights are kept by.
+        grow: the score that dropped places are grown by; None for a method that only prunes.
         alpha: α, the initial drop fraction, in [0, 1]; above 0 needs `grow`.
         drop_decay: how the drop fraction falls from α.
         soft_threshold: whether the network computes with soft-thresholded, rescaled copies of dense weights that
-            go on learning (`rpg_ms.cells.SoftThreshold`); not together with `alpha` above 0.
+            go on learning (`rpg_ms.cells.SoftThreshold`); only with drop by magnitude and `alpha` 0.
         update_every: Δ, steps from one topology update to the next; 0: one epoch.
         prune_until: T_prune, when the target density is reached, as a fraction of all steps.
         freeze_after: T_end, the end of topology updates, as a fraction of all steps.
@@ -49,6 +51,7 @@ class Method:
     schedule: Optional[str]
     allocation: Optional[str]
     start: str = "dense"
+    drop: str = "magnitude"
     grow: Optional[str] = None
     alpha: float = 0.0
     drop_decay: str = "cosine"
@@ -62,7 +65,7 @@ class Method:
 
     def __post_init__(self):
         for choice, names in (("schedule", DENSITY_SCHEDULES), ("allocation", ALLOCATIONS), ("start", STARTS),
-                              ("grow", GROW_SCORES), ("drop_decay", DROP_DECAYS)):
+                              ("drop", SCORES), ("grow", SCORES), ("drop_decay", DROP_DECAYS)):
             name = getattr(self, choice)
             if name is not None and name not in names:
                 raise ValueError(f"pruning.{choice}: {name!r} is not one of {', '.join(names)}")
@@ -80,6 +83,8 @@ class Method:
         if self.soft_threshold and self.alpha > 0:
             raise ValueError(f"pruning.alpha: {self.alpha}; pruned weights of a soft threshold go on learning and come "
                              "back by themselves, so it must be 0")
+        if self.soft_threshold and self.drop != "magnitude":
+            raise ValueError(f"pruning.drop: {self.drop}; a soft threshold cuts by magnitude")
         if not self.rank_lambda >= 0:
             raise ValueError(f"rank.lambda: {self.rank_lambda} is negative")
         if not 0 < self.rank_delta <= 1:

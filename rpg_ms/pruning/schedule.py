@@ -29,14 +29,6 @@ def cubic_density(update: int, updates: int, density: float) -> float:
     return density + (1 - density) * (1 - update / updates) ** 3
 
 
-def cosine_density(update: int, updates: int, density: float) -> float:
-    """`d + (1 − d)/2 · (1 + cos(π n/T))`: slow at both ends, fastest half-way."""
-    _check(update, updates, density)
-    if update >= updates:
-        return density
-    return density + (1 - density) / 2 * (1 + math.cos(math.pi * update / updates))
-
-
 def constant_density(update: int, updates: int, density: float) -> float:
     """`d` from the first update on: one-shot pruning, or sparse training at a fixed density."""
     _check(update, updates, density)
@@ -58,7 +50,6 @@ def alternating_density(update: int, updates: int, density: float) -> float:
 DENSITY_SCHEDULES: dict[str, DensitySchedule] = {
     "exponential": exponential_density,
     "cubic": cubic_density,
-    "cosine": cosine_density,
     "constant": constant_density,
     "alternating": alternating_density,
 }

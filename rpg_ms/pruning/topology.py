@@ -1,7 +1,7 @@
-"""Which weights stay: the magnitude cut, and drop and grow (arXiv 2311.17493).
+"""Which weights stay: the cut at the layers' counts, and drop and grow (arXiv 2311.17493).
 
 Masks are boolean arrays of the weight's shape, True where a weight is active. Everything is ranked by
-selection, O(n), never by sorting; equal values rank by flat index, so every machine and rank decides the
+selection, O(n), never by sorting; equal values rank by flat index, so every machine and process decides the
 same.
 """
 from __future__ import annotations
@@ -14,10 +14,8 @@ from typing import Optional, Sequence
 import numpy as np
 
 from .magnitude import finite_magnitude
-from .structure import rank_raising
 
 STARTS = ("dense", "random", "magnitude")  # the masks before the first step
-GROW_SCORES = ("gradient", "random")  # what is grown: the largest dense gradients, or any
 
 
 def largest(values: np.ndarray, count: int) -> np.ndarray:
@@ -55,13 +53,8 @@ def start_masks(weights: Sequence[np.ndarray], counts: Sequence[int], start: str
     """
     if start == "magnitude":
         return survivors(weights, counts)
-    return survivors(random_scores(weights, [seed]), counts)
-
-
-def random_scores(weights: Sequence[np.ndarray], seed: Sequence[int]) -> list[np.ndarray]:
-    """Float32 scores in [0, 1) of the weights' shapes, to grow by in place of gradients (SET)."""
-    generator = np.random.default_rng(seed)
-    return [generator.random(np.shape(weight), np.float32) for weight in weights]
+    rng = np.random.default_rng([seed])
+    return survivors([rng.random(np.shape(weight), np.float32) for weight in weights], counts)
 
 
 def survivors(weights: Sequence[np.ndarray], counts: Sequence[int]) -> list[np.ndarray]:
@@ -80,7 +73,7 @@ def survivors(weights: Sequence[np.ndarray], counts: Sequence[int]) -> list[np.n
 
 
 def drop_and_grow(weight: np.ndarray, survivors: np.ndarray, dense_grad: Optional[np.ndarray],
-                  n_keep: int, n_grow: int, raise_rank: bool = False) -> tuple[np.ndarray, np.ndarray]:
+                  n_keep: int, n_grow: int) -> tuple[np.ndarray, np.ndarray]:
     """Redraw one layer's mask: keep the largest weights, grow where the gradient is largest.
 
     Kept are the `n_keep` largest `|w|`, where a weight outside `survivors` counts as 0. Among *all* other
@@ -93,7 +86,6 @@ def drop_and_grow(weight: np.ndarray, survivors: np.ndarray, dense_grad: Optiona
         dense_grad: float array of the same shape: the gradient of the loss in every weight, active or not,
             or any other score whose magnitude says where to grow. May be None if `n_grow` is 0.
         n_keep, n_grow: how many positions to keep and to grow.
-        raise_rank: grow first where that raises the structural rank of the mask (`structure.rank_raising`).
 
     Returns:
         `(new_weight, new_mask)`, new arrays. Exactly `n_keep + n_grow` entries of the mask are True,
@@ -103,35 +95,45 @@ def drop_and_grow(weight: np.ndarray, survivors: np.ndarray, dense_grad: Optiona
     Raises:
         ValueError: shapes differ, the counts do not fit, or the weight or gradient holds NaN or infinity.
     """
-    return _redraw(weight, survivors, dense_grad, n_keep, n_grow, raise_rank, where="")
+    return _redraw(weight, weight, survivors, dense_grad, n_keep, n_grow, where="")
 
 
-def update_topology(weights: Sequence[np.ndarray], dense_grads: Optional[Sequence[np.ndarray]],
+def update_topology(weights: Sequence[np.ndarray], grow_scores: Optional[Sequence[np.ndarray]],
                     counts: Sequence[int], drop_fraction: float,
-                    raise_rank: bool = False) -> list[tuple[np.ndarray, np.ndarray]]:
+                    drop_scores: Optional[Sequence[np.ndarray]] = None) -> list[tuple[np.ndarray, np.ndarray]]:
     """One topology update of a network: `(new_weight, new_mask)` per layer, `counts[l]` of them active.
 
     Of a layer's `n_l` places, `n_grow = floor(drop_fraction * n_l)` are grown and the rest kept
-    (`drop_and_grow`). `dense_grads` holds one array per layer, or is None when `drop_fraction` is 0. Raises
-    ValueError as `survivors` and `drop_and_grow` do, naming the layer's index.
+    (`drop_and_grow`).
+
+    Args:
+        weights: float array per layer.
+        grow_scores: array per layer whose magnitude says where to grow; may be None when `drop_fraction` is 0.
+        counts: how many weights of each layer stay.
+        drop_fraction: share of them that is grown anew, in [0, 1].
+        drop_scores: array per layer whose magnitude says what to keep; None for the weights themselves.
+
+    Raises:
+        ValueError: as `survivors` and `drop_and_grow` raise it, naming the layer's index.
     """
     if not 0 <= drop_fraction <= 1:
         raise ValueError(f"drop_fraction must be in [0, 1], got {drop_fraction}")
-    if dense_grads is None:
+    if grow_scores is None:
         if drop_fraction > 0:
             raise ValueError(f"a drop fraction of {drop_fraction} needs dense gradients to grow by, got None")
-        dense_grads = [None] * len(weights)
-    masks = survivors(weights, counts)
+        grow_scores = [None] * len(weights)
+    drop_scores = weights if drop_scores is None else drop_scores
+    masks = survivors(drop_scores, counts)
 
-    def redrawn(layer, weight, dense_grad):
+    def redrawn(layer: int, weight: np.ndarray, grow_score: Optional[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         n_grow = math.floor(drop_fraction * counts[layer])
-        return _redraw(weight, masks[layer], dense_grad, counts[layer] - n_grow, n_grow, raise_rank,
+        return _redraw(weight, drop_scores[layer], masks[layer], grow_score, counts[layer] - n_grow, n_grow,
                        where=f" of layer {layer}")
 
-    return _for_each_layer(redrawn, weights, dense_grads)
+    return _for_each_layer(redrawn, weights, grow_scores)
 
 
-def _redraw(weight, surviving, dense_grad, n_keep, n_grow, raise_rank, where):
+def _redraw(weight, drop_score, surviving, grow_score, n_keep, n_grow, where):
     weight = np.asarray(weight)
     surviving = np.asarray(surviving)
     if surviving.dtype != bool or surviving.shape != weight.shape:
@@ -140,19 +142,15 @@ def _redraw(weight, surviving, dense_grad, n_keep, n_grow, raise_rank, where):
     if n_keep < 0 or n_grow < 0 or n_keep + n_grow > weight.size:
         raise ValueError(f"cannot keep {n_keep} and grow {n_grow} of the {weight.size} weights{where}")
 
-    magnitude = finite_magnitude(weight, f"weight{where}")
-    magnitude[~surviving] = 0
-    active = largest(magnitude, n_keep)
+    score = finite_magnitude(drop_score, f"weight{where}")
+    score[~surviving] = 0
+    active = largest(score, n_keep)
     if n_grow > 0:
-        if dense_grad is None or np.shape(dense_grad) != weight.shape:
-            given = "None" if dense_grad is None else f"shape {np.shape(dense_grad)}"
+        if grow_score is None or np.shape(grow_score) != weight.shape:
+            given = "None" if grow_score is None else f"shape {np.shape(grow_score)}"
             raise ValueError(f"growing {n_grow} weights needs a gradient{where} of shape {weight.shape}, "
                              f"got {given}")
-        score = finite_magnitude(dense_grad, f"gradient{where}")
-        if raise_rank:
-            first = rank_raising(active, score, n_grow)
-            active |= first
-            n_grow -= np.count_nonzero(first)
+        score = finite_magnitude(grow_score, f"gradient{where}")
         score[active] = -1  # below every magnitude: a kept position is never grown as well
         active |= largest(score, n_grow)
 

@@ -2,26 +2,20 @@
 from __future__ import annotations
 
 import atexit
-import dataclasses
 import tempfile
 
 import mindspore as ms
-import numpy as np
 from mindcv.optim.adamw import AdamW
 from mindcv.scheduler.dynamic_lr import cosine_decay_refined_lr, linear_refined_lr, multi_step_lr
 from mindspore import amp, nn
 
-from rpg_ms.cells import SoftThreshold, SparseTrainStep, WeightAverage, sparsify
+from rpg_ms.cells import RankTerm, SoftThreshold, SparseTrainStep, StepOptions, WeightAverage, sparsify
 from rpg_ms.cells.masked import set_topology
 from rpg_ms.errors import UserError, one_line
 from rpg_ms.files import working_folder
 from rpg_ms.models import create_model
 from rpg_ms.models.flops import try_image
-from rpg_ms.pruning.allocation import ALLOCATIONS
-from rpg_ms.pruning.calendar import UpdateCalendar
-from rpg_ms.pruning.methods import METHODS
-from rpg_ms.pruning.topology import start_masks
-from rpg_ms.rank import RankLoss
+from rpg_ms.pruning import Pruner
 from rpg_ms.weights import load_weights
 
 
@@ -128,51 +122,60 @@ def build_train_step(config, task, network, layers, device, ranks):
         UserError: a calendar that cannot reach the target density, a floor per layer that the target cannot hold, or a
             network that is pruned to less than the target already.
     """
-    pruning, rank, method = config.pruning, config.rank, METHODS[config.pruning.method]
-    rates = learning_rates(config, task.steps_per_epoch)
-    if method.prunes:  # here, so that the floor per layer fits into the target and not only into today's density
-        try:
-            weights = [layer.weight.asnumpy() for layer in layers]
-            counts = ALLOCATIONS[pruning.allocation](weights, pruning.density, pruning.min_per_layer)
-        except ValueError as error:
-            raise UserError(f"pruning.density: {error}") from None
-        kept = sum(int(np.count_nonzero(layer.mask.asnumpy())) for layer in layers)
-        if kept < sum(counts) and pruning.start != "random" and pruning.schedule != "alternating":
-            raise UserError(f"pruning.density: {pruning.density} is more than model.pretrained has, a network pruned to "
-                            f"{kept} of {sum(weight.size for weight in weights)} weights; only acdc and methods that "
-                            "begin with random masks open one")
-        if pruning.start != "dense":
-            for layer, weight, mask in zip(layers, weights, start_masks(weights, counts, pruning.start, config.seed)):
-                set_topology(layer, weight, mask)
-    parameters, soft_threshold = network.trainable_params(), None
-    if method.soft_threshold:
-        soft_threshold = SoftThreshold(layers)
-        parameters = soft_threshold.trained(parameters)
-    optimizer = build_optimizer(config.optimizer, parameters, rates)
-    calendar = None
-    if dataclasses.replace(method, start=pruning.start, alpha=pruning.alpha, schedule=pruning.schedule).updates:
-        try:
-            calendar = UpdateCalendar(
-                total_steps=len(rates), update_every=pruning.update_every or task.steps_per_epoch,
-                prune_until=pruning.prune_until, freeze_after=pruning.freeze_after, density=pruning.density,
-                schedule=pruning.schedule, warmup_updates=pruning.warmup_updates, drop_decay=method.drop_decay)
-        except ValueError as error:
-            raise UserError(str(error)) from None
     train = config.train
     if train.batch_size % train.micro_batches:
         raise UserError(f"train.micro_batches: {train.micro_batches} does not divide train.batch_size: {train.batch_size}")
-    step = SparseTrainStep(
-        task.with_loss(network), optimizer, layers, calendar, pruning.alpha, pruning.allocation or "global",
-        pruning.min_per_layer, method.grow, pruning.raise_rank, config.seed,
-        rank_loss=RankLoss(rank.delta, rank_backend(rank.backend, device)) if rank.lambda_ > 0 else None,
-        rank_weight=rank.lambda_, rank_every=rank.every, rank_dense=rank.include_dense,
-        grad_accumulation=pruning.grad_accumulation, micro_batches=train.micro_batches, clip_norm=train.clip_norm,
+    rates = learning_rates(config, task.steps_per_epoch)
+    pruner = build_pruner(config, layers, len(rates), task.steps_per_epoch)
+    parameters, soft_threshold = network.trainable_params(), None
+    if pruner.method.soft_threshold:
+        soft_threshold = SoftThreshold(layers)
+        parameters = soft_threshold.trained(parameters)
+    optimizer = build_optimizer(config.optimizer, parameters, rates)
+    reduce = ranks.mean_of_gradients()
+    options = StepOptions(
+        micro_batches=train.micro_batches, clip_norm=train.clip_norm, reduce=reduce, sink_size=sink_size(config, device),
         # 2^16, halved on overflow and doubled after 2,000 steps without: the customary numbers.
-        scaler=None if train.amp_level == "O0" else amp.DynamicLossScaler(2 ** 16, 2, 2000),
-        soft_threshold=soft_threshold,
-        average=WeightAverage(network, train.ema_decay) if train.ema_decay is not None else None,
-        reduce=ranks.mean_of_gradients(), sink_size=sink_size(config, device))
+        scaler=None if train.amp_level == "O0" else amp.DynamicLossScaler(2 ** 16, 2, 2000))
+    average = WeightAverage(network, train.ema_decay) if train.ema_decay is not None else None
+    step = SparseTrainStep(task.with_loss(network), optimizer, layers, pruner,
+                           build_rank_term(config.rank, layers, device, reduce), soft_threshold, average, options)
     return step.set_train(), rates
+
+
+def build_pruner(config, layers, total_steps, steps_per_epoch):
+    """The Pruner of a configuration; the masks that its method starts from are put in place."""
+    pruning = config.pruning
+    weights = [layer.weight.asnumpy() for layer in layers]
+    try:
+        pruner = Pruner(config.method, pruning.density, total_steps, steps_per_epoch=steps_per_epoch,
+                        min_per_layer=pruning.min_per_layer, warmup_updates=pruning.warmup_updates, seed=config.seed)
+        masks = pruner.start(weights, [layer.mask.asnumpy() for layer in layers])
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    for layer, weight, mask in zip(layers, weights, masks or ()):
+        set_topology(layer, weight, mask)
+    return pruner
+
+
+def build_rank_term(rank, layers, device, reduce):
+    """The RankTerm of a `RankConfig`, or None: lambda is 0, or no layer takes part."""
+    members = [layer for layer in layers if rank.include_dense or layer.kind == "conv"]
+    if rank.lambda_ == 0 or not members:
+        return None
+    return RankTerm(members, rank.lambda_, rank.delta, rank_backend(rank.backend, device), rank.every, reduce)
+
+
+def idle_rank_term(config, step):
+    """Why the rank term that a configuration asks for changes nothing, in one line, or None."""
+    given = f"rank.lambda: {config.rank.lambda_:g} changes nothing, as"
+    if config.rank.lambda_ > 0 and step.rank_term is None:
+        return (f"{given} {config.model.name} has no convolution to prune; rank.include_dense=true takes dense layers into "
+                "the term")
+    if step.rank_term is not None and not step.rank_term.drives_weights and not step.pruner.takes_gradient:
+        return (f"{given} pruning.method={config.pruning.method} has no update that takes up its gradient; "
+                "rank.every=step lets the term drive the weights")
+    return None
 
 
 def sink_size(config, device):

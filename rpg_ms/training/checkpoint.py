@@ -1,7 +1,7 @@
 """Checkpoints: everything a run needs to go on, in one MindSpore file that is whole or absent.
 
 A file holds the network's parameters (weights, statistics, masks) under their own names, so MindSpore's
-`load_checkpoint` reads it into the network; the state of optimizer, loss scaler, weight average and gradient window
+`load_checkpoint` reads it into the network; the state of the training step (optimizer, loss scaler, weight average)
 under names with a colon; and `rpg_state`, a JSON text with the step, the training time and more. It ends with
 MindSpore's CRC-32 of the content.
 """
@@ -17,13 +17,13 @@ import mindspore as ms
 import numpy as np
 from mindspore import ops
 
+from rpg_ms.cells.train_step import AVERAGE
 from rpg_ms.errors import UserError, one_line
 from rpg_ms.files import atomic_path
 from rpg_ms.weights import load_weights, packed
 from rpg_ms.weights.files import has_checksum
 
 STATE = "rpg_state"
-AVERAGE = "average:"
 
 
 def split_of(config):
@@ -134,20 +134,18 @@ def save(path, network, step_cell, state):
         FloatingPointError: a parameter is not finite: such a checkpoint would be good for nothing.
     """
     entries = {parameter.name: parameter for parameter in network.get_parameters()}
-    entries.update(_training_parameters(step_cell))
+    parameters, values = step_cell.state()
+    entries.update(parameters)
     for name, parameter in entries.items():
-        values = parameter.asnumpy()
-        if values.dtype.kind == "f" and not np.isfinite(values).all():
+        array = parameter.asnumpy()
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise FloatingPointError(f"{name} is not finite")
     entries["rng:state"] = ms.get_rng_state()
-    for i, total in enumerate(step_cell.window or ()):
-        entries[f"window:{i}"] = ms.Tensor(total)
-    state = {**state, "pending": step_cell.pending, "window_steps": step_cell.window_steps}
     with atomic_path(path) as temporary:
         logging.disable(logging.CRITICAL)  # MindSpore logs what it raises as well
         try:
             ms.save_checkpoint([{"name": name, "data": data} for name, data in entries.items()], str(temporary),
-                               append_dict={STATE: json.dumps(state)}, crc_check=True)
+                               append_dict={STATE: json.dumps({**state, **values})}, crc_check=True)
         finally:
             logging.disable(logging.NOTSET)
 
@@ -184,24 +182,6 @@ def load_network(path, network, found, average=False):
     return state
 
 
-def _training_parameters(step_cell):
-    """The Parameters of a training step that are not the network's, by their names in a checkpoint."""
-    optimizer = step_cell.optimizer
-    weights = {id(parameter) for parameter in optimizer.parameters}
-    # The learning rates are the configuration's; the optimizer's own step counter says where in them it is.
-    found = {f"optimizer:{parameter.name}": parameter for parameter in optimizer.get_parameters()
-             if id(parameter) not in weights and "learning_rate" not in parameter.name}
-    if step_cell.scaler is not None:
-        found["scaler:scale_value"] = step_cell.scaler.scale_value
-        found["scaler:counter"] = step_cell.scaler.counter
-    if step_cell.soft_threshold is not None:
-        found.update({f"soft:{name}": parameter for name, parameter in step_cell.soft_threshold.state().items()})
-    if step_cell.average is not None:
-        for source, average in zip(step_cell.average.sources, step_cell.average.averages):
-            found[AVERAGE + source.name] = average
-    return found
-
-
 def _load_network(path, values, network):
     state = json.loads(values[STATE])
     wanted = {parameter.name: tuple(parameter.shape) for parameter in network.get_parameters()}
@@ -231,19 +211,12 @@ def _packed_state(path, found):
 
 
 def _load_training(path, values, state, step_cell):
-    wanted = _training_parameters(step_cell)
-    missing = [name for name in wanted if name not in values]
-    if missing:
-        raise UserError(f"{path}: holds no {missing[0]}: the run began with another optimizer, method, train.ema_decay or "
-                        "train.amp_level")
-    for name, parameter in wanted.items():
-        ops.assign(parameter, values[name])
+    try:
+        step_cell.load_state(values, state)
+    except KeyError as error:
+        raise UserError(f"{path}: holds no {error.args[0]}: the run began with another optimizer, method, train.ema_decay "
+                        "or train.amp_level") from None
     ms.set_rng_state(values["rng:state"])
-    step_cell.step_number = state["step"]
-    step_cell.pending = state["pending"]
-    step_cell.window_steps = state["window_steps"]
-    if step_cell.window_steps:
-        step_cell.window = [values[f"window:{i}"].asnumpy().copy() for i in range(len(step_cell.layers))]
 
 
 def _link(source, target):

@@ -9,8 +9,6 @@ import numpy as np
 from tqdm import tqdm
 
 from rpg_ms.errors import RunStopped, UserError
-from rpg_ms.pruning.allocation import target_count
-from rpg_ms.pruning.methods import METHODS
 from rpg_ms.training.checkpoint import Checkpoints, split_of
 
 
@@ -110,9 +108,7 @@ def train(config, task, network, found, step_cell, rates, folder, ranks):
                     folder.log("evaluation", step=step, epoch=epoch, **state["figures"], **_counts(found))
                     shown = "  ".join(f"{name} {value:.2f}" for name, value in state["figures"].items())
                     tqdm.write(f"epoch {epoch}/{config.train.epochs}  density {found.density:.4f}  {shown}")
-                    at_target = step_cell.calendar is None or (step >= step_cell.calendar.reach_step
-                                                               and not step_cell.pending)
-                    if at_target and (state["best"] is None or state["figures"][task.metric] > state["best"]):
+                    if step_cell.pruner.at_target(step) and (state["best"] is None or state["figures"][task.metric] > state["best"]):
                         state["best"], state["best_step"], is_best = state["figures"][task.metric], step, True
                 if within == 0 or (every and step % every == 0):
                     save_checkpoint(is_best)
@@ -145,12 +141,13 @@ def _check_same_run(state, total, ranks):
 
 def _check_target_in_reach(config, found, step_cell):
     """A run that goes on with another calendar or target may be past the update that would reach it."""
-    if not METHODS[config.pruning.method].prunes or step_cell.will_reach_target():
+    pruner, step = step_cell.pruner, step_cell.step_number
+    if not pruner.method.prunes or pruner.reaches_target_after(step):
         return
-    target = target_count(found.prunable, config.pruning.density)
+    target = pruner.target(found.prunable)
     if found.nonzero != target:
         raise UserError(f"pruning.density: {config.pruning.density} keeps {target} weights; the run has {found.nonzero} "
-                        f"after step {step_cell.step_number}, and no topology update is left to change that")
+                        f"after step {step}, and no topology update is left to change that")
 
 
 def _evaluate(task, network, step_cell):

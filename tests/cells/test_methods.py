@@ -1,17 +1,18 @@
 """What makes each method that method, seen on a small network in training."""
+from types import SimpleNamespace
+
 import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import nn, ops
 
-from networks import Net, WithLoss
-from rpg_ms.cells import SparseTrainStep, sparsify
+from networks import Net, WithLoss, pruner
+from rpg_ms.cells import sparsify
 from rpg_ms.cells.masked import set_topology
 from rpg_ms.config import load_config
 from rpg_ms.errors import UserError
-from rpg_ms.pruning import METHODS, erk_counts, global_counts, structural_rank, survivors, target_count
-from rpg_ms.rank import RankLoss
-from rpg_ms.training.build import build_train_step
+from rpg_ms.pruning import METHODS, erk_counts, global_counts, survivors, target_count
+from rpg_ms.training.build import build_rank_term, build_train_step, idle_rank_term
 from rpg_ms.training.distributed import ALONE
 
 STEPS = 40
@@ -52,6 +53,7 @@ def build(tmp_path):
             for layer, weight, mask in zip(found.layers, weights, survivors(weights, global_counts(weights, pruned))):
                 set_topology(layer, weight, mask)
         step, _ = build_train_step(config, Task(), network, found.layers, "CPU", ALONE)
+        step.note = idle_rank_term(config, step)
         return found, step
 
     yield make
@@ -86,25 +88,28 @@ def test_ends_at_exactly_the_target_and_takes_the_rank_term(build, method):
 
 @pytest.mark.parametrize("method", [name for name, row in METHODS.items() if row.prunes])
 def test_a_rank_term_that_changes_nothing_is_known(build, method):
-    """On updates only the term must change the weights, or `rank_is_idle` say that it does not; train.py prints it."""
+    """On updates only the term must change the weights, or train.py says that it does not."""
     ends = []
     for strength in 0, 50:
         found, step = build(method, "pruning.update_every=2", f"rank.lambda={strength}")
         for t in range(STEPS):
             step(*batch(t))
         ends.append(arrays(found)[0])
-    assert step.rank_is_idle == same(*ends)
-    assert step.rank_is_idle == (method in ("one_shot", "static", "set"))
-    assert not build(method, "pruning.update_every=2", "rank.lambda=50", "rank.every=step")[1].rank_is_idle
+    assert (step.note is not None) == same(*ends) == (method in ("one_shot", "static", "set"))
+    assert step.note is None or f"pruning.method={method} has no update" in step.note
+    assert build(method, "pruning.update_every=2", "rank.lambda=50", "rank.every=step")[1].note is None
 
 
-def test_a_rank_term_without_layers_is_known():
-    network = nn.SequentialCell(nn.Flatten(), nn.Dense(72, 3))
-    for dense, empty in ((False, True), (True, False)):
-        found = sparsify(network)
-        step = SparseTrainStep(WithLoss(network), nn.Momentum(network.trainable_params(), 0.1, 0.9), found.layers,
-                               rank_loss=RankLoss(0.1), rank_weight=0.5, rank_dense=dense)
-        assert step.rank_is_empty == empty
+def test_a_rank_term_without_layers_is_known(tmp_path):
+    layers = sparsify(nn.SequentialCell(nn.Flatten(), nn.Dense(72, 3))).layers
+    file = tmp_path / "run.yaml"
+    file.write_text("pruning: {method: rpg}")
+    for dense in (False, True):
+        config = load_config(file, [f"rank.include_dense={dense}".lower()])
+        term = build_rank_term(config.rank, layers, "CPU", None)
+        assert (term is not None) == dense
+        note = idle_rank_term(config, SimpleNamespace(rank_term=term, pruner=pruner()))
+        assert (note is None) == dense and (dense or "no convolution to prune" in note)
 
 
 def test_one_shot_keeps_the_largest_weights_from_the_start(build):
@@ -192,7 +197,7 @@ def test_granet_regrows_while_it_prunes(build):
     parameters = ms.ParameterTuple([layer.weight for layer in found.layers])
     gradients = [g.asnumpy().copy() for g in ms.grad(step.task.network, None, parameters)(*batch(7))]
     step(*batch(7))
-    counts = global_counts(weights, step.calendar.density_at(8))
+    counts = global_counts(weights, step.pruner.calendar.density_at(8))
     assert step.record.layer_nonzero == counts and 0.2 < step.record.density < 1
     fraction = 0.25 * (1 + np.cos(np.pi * 8 / STEPS))
     assert step.record.drop_fraction == pytest.approx(fraction)
@@ -337,12 +342,3 @@ def test_st3_goes_straight_through(build, mode):
     assert abs(found.layers[1].weight.asnumpy()[tuple(out)]) > 1
     assert found.nonzero == target_count(found.prunable, 0.2)
 
-
-def test_raise_rank_reaches_the_masks(build):
-    ranks = {}
-    for value in ("false", "true"):
-        found, step = build("rigl", f"pruning.raise_rank={value}", "pruning.density=0.06")
-        for t in range(8):
-            step(*batch(t))
-        ranks[value] = sum(structural_rank(layer.mask.asnumpy()) for layer in found.layers)
-    assert ranks["true"] > ranks["false"]

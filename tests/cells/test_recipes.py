@@ -1,18 +1,16 @@
-"""Loss scaling, micro-batches, averaged dense gradients, clipping, the weight average."""
+"""Loss scaling, micro-batches, clipping, the weight average."""
 import mindspore as ms
 import numpy as np
 import pytest
 from mindcv.optim import create_optimizer
 from mindspore import amp, mint, nn, ops
 
-from networks import Net
-from rpg_ms.cells import SparseTrainStep, WeightAverage, sparsify
+from networks import Net, pruner, rank_term
+from rpg_ms.cells import SparseTrainStep, StepOptions, WeightAverage, sparsify
 from rpg_ms.pruning.allocation import global_counts
-from rpg_ms.pruning.calendar import UpdateCalendar
 from rpg_ms.pruning.topology import update_topology
-from rpg_ms.rank import RankLoss
 
-CALENDAR = UpdateCalendar(total_steps=12, update_every=3, prune_until=0.75, freeze_after=0.8, density=0.1)
+CALENDAR = pruner().calendar
 ONE = ms.Tensor(1.0, ms.float32)
 INFINITY = ms.Tensor(np.inf, ms.float32)
 
@@ -33,14 +31,15 @@ def data(seed=0, n=8):
     return ms.Tensor(rng.standard_normal((n, 2, 6, 6)), ms.float32), ms.Tensor(rng.integers(0, 3, n), ms.int32)
 
 
-def build(calendar=CALENDAR, alpha=0.3, average=None, **options):
+def build(prunes=True, average=None, every="update", **options):
     ms.set_seed(5)
     network = Net()
     found = sparsify(network)
     optimizer = create_optimizer(network.trainable_params(), "momentum", lr=[0.05] * 100, weight_decay=0.01)
     average = WeightAverage(network, average) if average else None
-    step = SparseTrainStep(ScaledLoss(network), optimizer, found.layers, calendar, alpha, rank_loss=RankLoss(0.2),
-                           rank_weight=0.5, average=average, **options).set_train()
+    step = SparseTrainStep(ScaledLoss(network), optimizer, found.layers, pruner() if prunes else None,
+                           rank_term(found.layers, every=every), average=average,
+                           options=StepOptions(**options)).set_train()
     return network, found, step
 
 
@@ -88,9 +87,9 @@ def test_overflow_postpones_an_update_to_the_next_finite_step():
         step(*data(t), ONE)
     for t in (3, 4):
         step(*data(t), INFINITY)
-        assert step.record is None and step.pending and found.density == 1
+        assert step.record is None and step.pruner.pending and found.density == 1
     step(*data(5), ONE)
-    assert step.record.step == 5 and not step.pending
+    assert step.record.step == 5 and not step.pruner.pending
     assert found.nonzero == round(CALENDAR.density_at(3) * found.prunable)
     for t in range(6, 13):
         step(*data(t), ONE)
@@ -102,7 +101,7 @@ def test_overflow_to_the_end_still_meets_the_target():
     _, found, step = build(scaler=amp.DynamicLossScaler(2 ** 10, 2, 100))
     for t in range(1, 13):
         step(*data(t), INFINITY if t >= 9 else ONE)
-    assert step.pending and found.nonzero > round(0.1 * found.prunable)
+    assert step.pruner.pending and found.nonzero > round(0.1 * found.prunable)
     weights = [weight for weight, _ in arrays(found)]
     step.finish()
     assert found.nonzero == round(0.1 * found.prunable) and step.record.nonzero == found.nonzero
@@ -140,7 +139,7 @@ def test_one_rank_term_in_however_many_pieces():
     """The rank term belongs to the step, not to its pieces: it must not be counted once for each."""
     gradients = []
     for pieces in (1, 4):
-        _, found, step = build(micro_batches=pieces, rank_every="step", alpha=0.0, calendar=None)
+        _, found, step = build(prunes=False, micro_batches=pieces, every="step")
         before = found.layers[1].weight.asnumpy().copy()
         x, y = data(1, 16)
         step(x, y, ms.Tensor(np.ones(16, np.float32)))
@@ -148,41 +147,9 @@ def test_one_rank_term_in_however_many_pieces():
     np.testing.assert_allclose(gradients[0], gradients[1], rtol=1e-3, atol=1e-7)
 
 
-def test_regrowth_ranks_the_mean_of_the_last_gradients():
-    _, found, step = build(grad_accumulation=2)
-    for t in range(1, 5):
-        step(*data(t), ONE)
-    dense = []
-    for t in (5, 6):  # the window of the update at step 6
-        _, gradients, _ = step.task(*data(t), ONE)
-        rank = step.rank()[2]
-        dense.append([gradients[i].asnumpy().copy() for i in step.gradient_of])
-        for i in (0, 1):
-            dense[-1][i] += rank[i].asnumpy()
-        before = [weight for weight, _ in arrays(found)]
-        step(*data(t), ONE)
-    mean = [(a + b) / 2 for a, b in zip(*dense)]
-    counts = global_counts(before, CALENDAR.density_at(6))
-    expected = update_topology(before, mean, counts, CALENDAR.drop_fraction(6, 0.3))
-    assert_equal(arrays(found), expected)
-    alone = update_topology(before, dense[1], counts, CALENDAR.drop_fraction(6, 0.3))
-    assert any(not np.array_equal(a[1], b[1]) for a, b in zip(alone, expected))  # the test can tell them apart
-
-
-def test_window_does_not_change_what_the_weights_do_between_updates():
-    runs = []
-    for window in (1, 3):
-        _, found, step = build(grad_accumulation=window)
-        for t in (1, 2):
-            step(*data(t), ONE)
-        runs.append(arrays(found))
-    for (w1, _), (w2, _) in zip(*runs):
-        np.testing.assert_allclose(w1, w2, rtol=1e-5, atol=1e-7)
-
-
 def test_clipping_bounds_the_masked_gradient():
     for clip, bounded in ((1e-3, True), (None, False)):
-        network, _, step = build(clip_norm=clip, calendar=None)
+        network, _, step = build(prunes=False, clip_norm=clip)
         before = {p.name: p.asnumpy().copy() for p in network.trainable_params()}
         step(*data(1), ONE)
         # One step of momentum SGD from rest: gradient plus decay, so take the decay off again.

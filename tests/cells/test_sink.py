@@ -6,12 +6,13 @@ from mindcv.optim import create_optimizer
 from mindspore import amp
 
 from doors import TINY, door, last_json
-from networks import Net, WithLoss
-from rpg_ms.cells import SparseTrainStep, WeightAverage, sparsify
-from rpg_ms.pruning.calendar import UpdateCalendar
-from rpg_ms.rank import RankLoss
+from networks import Net, WithLoss, pruner, rank_term
+from rpg_ms.cells import SparseTrainStep, StepOptions, WeightAverage, sparsify
 
-CALENDAR = UpdateCalendar(total_steps=16, update_every=5, prune_until=0.75, freeze_after=0.8, density=0.1)
+
+
+def every_five():
+    return pruner(total_steps=16, update_every=5)
 
 
 def batch(step):
@@ -19,16 +20,16 @@ def batch(step):
     return (ms.Tensor(rng.standard_normal((8, 2, 6, 6)), ms.float32), ms.Tensor(rng.integers(0, 3, 8), ms.int32))
 
 
-def trained(sink_size, optimizer, average, **options):
+def trained(sink_size, optimizer, average, every="update", **options):
     """Losses, and all parameters of the network, its optimizer, average and loss scaler after 12 steps."""
     ms.set_seed(3)
     network = Net()
     found = sparsify(network)
     optimizer = create_optimizer(network.trainable_params(), optimizer, lr=[0.05 / (t + 1) for t in range(16)],
                                  weight_decay=0.01)
-    step = SparseTrainStep(WithLoss(network), optimizer, found.layers, CALENDAR, 0.3, rank_weight=0.5,
-                           rank_loss=RankLoss(0.2), average=WeightAverage(network, 0.9) if average else None,
-                           sink_size=sink_size, **options).set_train()
+    step = SparseTrainStep(WithLoss(network), optimizer, found.layers, every_five(), rank_term(found.layers, every=every),
+                           average=WeightAverage(network, 0.9) if average else None,
+                           options=StepOptions(sink_size=sink_size, **options)).set_train()
     losses, sunk = [], 0
     while step.step_number < 12:
         if step.can_sink():
@@ -43,7 +44,7 @@ def trained(sink_size, optimizer, average, **options):
 @pytest.mark.parametrize("options", [
     {"optimizer": "momentum", "average": True, "clip_norm": 1.0},
     {"optimizer": "adamw", "average": False, "scaler": True},
-    {"optimizer": "momentum", "average": False, "rank_every": "step"},
+    {"optimizer": "momentum", "average": False, "every": "step"},
 ], ids=["momentum-ema-clip", "adamw-scaler", "rank-every-step"])
 def test_sunk_steps_are_the_steps_one_by_one(options):
     runs = []
@@ -59,7 +60,8 @@ def test_sunk_steps_are_the_steps_one_by_one(options):
 def test_what_cannot_be_sunk_is_refused():
     network = Net()
     optimizer = create_optimizer(network.trainable_params(), "momentum", lr=0.1)
-    step = SparseTrainStep(WithLoss(network), optimizer, sparsify(network).layers, CALENDAR, 0.3, sink_size=5)
+    step = SparseTrainStep(WithLoss(network), optimizer, sparsify(network).layers, every_five(),
+                           options=StepOptions(sink_size=5))
     assert not step.can_sink()  # the fifth is an update
     with pytest.raises(ValueError, match="cannot be sunk"):
         step.sink([batch(i) for i in range(5)])

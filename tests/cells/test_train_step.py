@@ -4,14 +4,14 @@ import pytest
 from mindcv.optim import create_optimizer
 from mindspore import nn, ops
 
-from networks import WithLoss
+import networks
+from networks import WithLoss, pruner
 from rpg_ms.cells import SparseTrainStep, sparsify
 from rpg_ms.pruning.allocation import global_counts
-from rpg_ms.pruning.calendar import UpdateCalendar
 from rpg_ms.pruning.topology import update_topology
-from rpg_ms.rank import RankLoss, rank_term
+from rpg_ms.rank import rank_term
 
-CALENDAR = UpdateCalendar(total_steps=12, update_every=3, prune_until=0.75, freeze_after=0.8, density=0.1)
+CALENDAR = pruner().calendar
 
 
 class Net(nn.Cell):
@@ -33,15 +33,16 @@ def data(seed=0, n=8):
             ms.Tensor(rng.integers(0, 3, n), ms.int32))
 
 
-def build(calendar=CALENDAR, alpha=0.3, rank_weight=0.5, backend="gram", optimizer="momentum", lr=0.05, **options):
+def build(prunes=True, alpha=0.3, rank=0.5, optimizer="momentum", lr=0.05, min_per_layer=1, optimizer_options=None,
+          **rank_options):
     ms.set_seed(5)
     network = Net()
     found = sparsify(network)
-    extra = options.pop("optimizer_options", {})
     optimizer = create_optimizer(network.trainable_params(), optimizer, lr=[lr] * 100, weight_decay=0.01,
-                                 weight_decay_filter="norm_and_bias", **extra)
-    step = SparseTrainStep(WithLoss(network), optimizer, found.layers, calendar, alpha,
-                           rank_loss=RankLoss(0.2, backend), rank_weight=rank_weight, **options).set_train()
+                                 weight_decay_filter="norm_and_bias", **(optimizer_options or {}))
+    step = SparseTrainStep(WithLoss(network), optimizer, found.layers,
+                           pruner(alpha=alpha, min_per_layer=min_per_layer) if prunes else None,
+                           networks.rank_term(found.layers, rank, **rank_options)).set_train()
     return network, found, step
 
 
@@ -113,13 +114,13 @@ def test_dense_gradient_at_masked_positions_by_finite_differences():
     layer = found.layers[1]
     network.set_train(False)  # fixed batch statistics: a smooth function of the weight
     _, gradients, _ = step.task(*data(9))
-    gradient = gradients[step.gradient_of[1]].asnumpy() + step.rank()[2][1].asnumpy()
+    gradient = gradients[step.gradient_of[1]].asnumpy() + step.rank_term()[2][1].asnumpy()
     masked = np.argwhere(~layer.mask.asnumpy())
     weight = layer.weight.asnumpy().copy()
 
     def objective(w):
         layer.weight.set_data(ms.Tensor(w))
-        return float(step.task(*data(9))[0].asnumpy()) + 0.5 * float(step.rank()[0].asnumpy())
+        return float(step.task(*data(9))[0].asnumpy()) + 0.5 * float(step.rank_term()[0].asnumpy())
     for position in masked[:: max(1, len(masked) // 5)]:
         moved = []
         for h in (3e-3, -3e-3):
@@ -151,20 +152,20 @@ def test_an_optimizer_that_was_used_before_goes_on_in_its_schedule():
 
 
 def test_gradual_magnitude_pruning_keeps_the_largest():
-    _, found, step = build(alpha=0.0, rank_weight=0.0, lr=1e-9, min_per_layer=0)  # weights stand still
+    _, found, step = build(alpha=0.0, rank=0, lr=1e-9, min_per_layer=0)  # weights stand still
     everything = np.concatenate([np.abs(layer.weight.asnumpy()).ravel() for layer in found.layers])
     for t in range(1, 13):
         step(*data(t))
     threshold = np.sort(everything)[-found.nonzero]
     kept = np.concatenate([layer.mask.asnumpy().ravel() for layer in found.layers])
     assert np.array_equal(kept, everything >= threshold)
-    assert step.rank is None
+    assert step.rank_term is None
 
 
 def test_rank_term_on_every_step_drives_the_weights():
     moved = {}
     for every in ("update", "step"):
-        network, found, step = build(calendar=None, rank_every=every, rank_weight=5.0)
+        network, found, step = build(prunes=False, every=every, rank=5.0)
         first = rank_term(network.conv2.weight.asnumpy(), 0.2)
         for t in range(5):
             step(*data(0))
@@ -178,7 +179,7 @@ def test_rank_term_on_every_step_drives_the_weights():
 
 
 def test_rank_term_takes_dense_layers_on_request():
-    _, _, step = build(rank_dense=True)
+    _, _, step = build(dense=True)
     for t in range(1, 4):
         step(*data(t))
     assert len(step.record.ranks) == 3
@@ -216,8 +217,8 @@ def test_state_of_a_name_that_ends_like_another():
     network = Outer()
     found = sparsify(network)
     optimizer = create_optimizer(network.trainable_params(), "momentum", lr=0.1)
-    calendar = UpdateCalendar(4, 2, 0.5, 0.5, 0.3)
-    step = SparseTrainStep(network, optimizer, found.layers, calendar, 0.3).set_train()
+    decides = pruner(0.3, 4, update_every=2, prune_until=0.5, freeze_after=0.5)
+    step = SparseTrainStep(network, optimizer, found.layers, decides).set_train()
     x = ms.Tensor(np.random.default_rng(0).standard_normal((5, 4)), ms.float32)
     for _ in range(2):
         step(x, x)
@@ -235,3 +236,36 @@ def test_trains_under_mindspores_model():
     batches = ds.NumpySlicesDataset((x.asnumpy(), y.asnumpy()), shuffle=False).batch(8)
     ms.Model(step).train(3, batches, dataset_sink_mode=False)
     assert step.step_number == 12 and found.nonzero == round(0.1 * found.prunable)
+
+
+def test_is_refused_as_a_part_of_a_graph():
+    """As MindSpore's Model would make it with dataset_sink_mode=True on a device: no topology update would happen."""
+    class Wrapper(nn.Cell):
+        def __init__(self, step):
+            super().__init__(auto_prefix=False)
+            self.step = step
+
+        def construct(self, x, y):
+            return self.step(x, y)
+    _, found, step = build()
+    if ms.get_context("mode") == ms.GRAPH_MODE:
+        with pytest.raises(RuntimeError, match="dataset_sink_mode=False"):
+            Wrapper(step)(*data())
+    else:
+        Wrapper(step)(*data())
+        assert step.step_number == 1
+
+
+def test_drop_by_saliency_keeps_the_largest_products_of_weight_and_gradient():
+    network, found, _ = build(rank=0)
+    optimizer = create_optimizer(network.trainable_params(), "momentum", lr=[0.05] * 100)
+    step = SparseTrainStep(WithLoss(network), optimizer, found.layers, pruner(alpha=0.0, drop="saliency")).set_train()
+    for t in range(1, 3):
+        step(*data(t))
+    weights = [layer.weight.asnumpy().copy() for layer in found.layers]
+    gradients = [g.asnumpy() for g in ms.grad(step.task.network, None, ms.ParameterTuple(
+        [layer.weight for layer in found.layers]))(*data(3))]
+    step(*data(3))
+    score = np.concatenate([np.abs(w * g).ravel() for w, g in zip(weights, gradients)])
+    kept = np.concatenate([layer.mask.asnumpy().ravel() for layer in found.layers])
+    assert 0 < kept.sum() < kept.size and score[kept].min() >= score[~kept].max() * (1 - 1e-4)

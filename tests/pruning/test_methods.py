@@ -40,7 +40,7 @@ def test_published_choices(name, choices, numbers):
 @pytest.mark.parametrize("choices, message", [
     ({"schedule": "linear"}, "pruning.schedule: 'linear' is not one of exponential, cubic"),
     ({"allocation": "layerwise"}, "pruning.allocation: 'layerwise' is not one of global, uniform"),
-    ({"grow": "hope"}, "pruning.grow: 'hope' is not one of gradient"),
+    ({"grow": "hope"}, "pruning.grow: 'hope' is not one of magnitude, saliency, gradient, random"),
     ({"schedule": None}, "both a schedule and an allocation, or neither"),
     ({"alpha": 1.5}, r"pruning.alpha: 1.5 is not in \[0, 1\]"),
     ({"grow": None}, "pruning.alpha: 0.3 drops weights, but the method has nothing to grow by"),
@@ -48,6 +48,8 @@ def test_published_choices(name, choices, numbers):
     ({"start": "ones"}, "pruning.start: 'ones' is not one of dense, random, magnitude"),
     ({"drop_decay": "slow"}, "pruning.drop_decay: 'slow' is not one of cosine, constant"),
     ({"soft_threshold": True}, "pruning.alpha: 0.3; pruned weights of a soft threshold"),
+    ({"drop": "hope"}, "pruning.drop: 'hope' is not one of magnitude"),
+    ({"soft_threshold": True, "alpha": 0.0, "drop": "saliency"}, "pruning.drop: saliency; a soft threshold cuts by magnitude"),
     ({"rank_lambda": -1.0}, "rank.lambda: -1.0 is negative"),
     ({"rank_delta": 0.0}, r"rank.delta: 0.0 is not in \(0, 1\]"),
     ({"clip_norm": 0.0}, "train.clip_norm: 0.0 is not above 0"),

@@ -1,0 +1,71 @@
+"""The rank term of a network in training: its weight, its steps and its layers."""
+from __future__ import annotations
+
+from typing import Optional, Sequence
+
+import mindspore as ms
+from mindspore import nn, ops
+
+from rpg_ms.cells.masked import MaskedLayer
+from rpg_ms.rank import RankLoss
+
+
+class RankTerm(nn.Cell):
+    """`λ · L_rank` of some layers and its gradient (arXiv 2311.17493, section 3); float32 at any precision.
+
+    With `reduce` the gradient is the mean over the processes: computed from the same weights, it is the same in all
+    of them up to the rounding of their processors, which must not part their masks.
+
+    Args:
+        layers: the MaskedLayers that take part; convolutions, as published, or dense layers as well.
+        weight: λ, above 0.
+        delta: error budget δ in (0, 1].
+        backend: name in `rpg_ms.rank.BACKENDS`.
+        every: "update" (the term steers regrowth only) or "step" (it also drives the weights).
+        reduce: a Cell from gradients to their mean over the processes, or None for a single one.
+
+    Inputs:
+        *after: Tensors to be computed first, so that collectives keep one order in all processes.
+
+    Outputs:
+        `(L_rank, k of each layer, gradients of λ · L_rank)`.
+
+    Raises:
+        ValueError: no layers, an unknown backend or `every`, or `delta` out of range.
+    """
+
+    def __init__(self, layers: Sequence[MaskedLayer], weight: float, delta: float = 0.1, backend: str = "gram",
+                 every: str = "update", reduce: Optional[nn.Cell] = None) -> None:
+        super().__init__(auto_prefix=False)
+        if not layers:
+            raise ValueError("a rank term needs a layer to act on")
+        if every not in ("update", "step"):
+            raise ValueError(f"every: {every!r} is not update or step")
+        self.layers = layers
+        self.weight = weight
+        self.drives_weights = every == "step"
+        self.rank_loss = RankLoss(delta, backend)
+        self.weights = ms.ParameterTuple([layer.weight for layer in layers])
+        self.reduce = reduce
+        self.value_and_grad = ops.value_and_grad(self.weighted, None, self.weights, has_aux=True)
+
+    def weighted(self):
+        """`(λ · L_rank, L_rank, k)`."""
+        loss, ranks = self.rank_loss.loss_and_ranks(self.weights)
+        return self.weight * loss, loss, ranks
+
+    def construct(self, *after):
+        (_, loss, ranks), gradients = self.value_and_grad()
+        if self.reduce is not None:
+            gradients = self.reduce((ops.depend(gradients[0], after), *gradients[1:]))
+        return loss, ranks, gradients
+
+
+def add_rank(gradients, rank_gradients, rank_of):
+    """The gradients plus those of the rank term, which belong to the positions `rank_of[i] >= 0`."""
+    total = ()
+    for gradient, i in zip(gradients, rank_of):
+        if i >= 0:
+            gradient = gradient + rank_gradients[i]
+        total += (gradient,)
+    return total
