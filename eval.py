@@ -17,12 +17,12 @@ def main():
     config = load_config(args.config, args.set, seed=args.seed, device_target=args.device_target,
                          output_dir=args.output_dir)
 
-    from rpg_ms.tasks import Classification
+    from rpg_ms.tasks import create_task
     from rpg_ms.training import build, checkpoint, device, distributed
 
     device.set_up(config)
     ranks = distributed.join()
-    task = Classification(config, ranks)
+    task = create_task(config, ranks)
     network, found = build.build_network(config, task)
     state = checkpoint.load_network(args.checkpoint_path, network, found, args.ema)
     checkpoint.check_held_out(args.checkpoint_path, state, config)

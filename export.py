@@ -43,11 +43,11 @@ def main():
 
     from rpg_ms.deploy.export import export
     from rpg_ms.deploy.packed import export_packed
-    from rpg_ms.tasks import Classification
+    from rpg_ms.tasks import create_task
     from rpg_ms.training import build, checkpoint, device, distributed
 
     device.set_up(config)
-    task = Classification(config, distributed.ALONE)
+    task = create_task(config, distributed.ALONE)
     network, found = build.build_network(config, task, mixed_precision=False)
     state = checkpoint.load_network(args.checkpoint_path, network, found, args.ema)
     checkpoint.check_held_out(args.checkpoint_path, state, config)

@@ -27,14 +27,14 @@ def main():
     if resume_folder is not None and not os.path.isfile(os.path.join(resume_folder, "config.yaml")):
         parser.error(f"--resume: {resume_folder} is not the folder of a run: it has no config.yaml")
 
-    from rpg_ms.tasks import Classification
+    from rpg_ms.tasks import create_task
     from rpg_ms.training import build, device, distributed
     from rpg_ms.training.loop import train
     from rpg_ms.training.run_folder import NoFolder, RunFolder
 
     target = device.set_up(config)
     ranks = distributed.join()
-    task = Classification(config, ranks)
+    task = create_task(config, ranks)
     network, found = build.build_network(config, task, config.model.pretrained)
     ranks.broadcast(network)
     step, rates = build.build_train_step(config, task, network, found.layers, target, ranks)

@@ -28,6 +28,7 @@ from rpg_ms.pruning.methods import METHODS, Method
 from rpg_ms.pruning.schedule import DENSITY_SCHEDULES
 from rpg_ms.pruning.scores import SCORES
 from rpg_ms.pruning.topology import STARTS
+from rpg_ms.tasks import TASKS
 
 # ----------------------------------------------------------------------------------------------------
 # The keys
@@ -209,6 +210,7 @@ class CheckpointConfig(Group):
 class Config(Group):
     """A whole experiment. `load_config` resolves the keys that are left to the method."""
 
+    task: Literal[tuple(TASKS)] = Field("classification", description="What the network is trained for.")
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()

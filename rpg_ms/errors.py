@@ -26,6 +26,14 @@ class CutShort(RunStopped):
     """
 
 
+class NotFinite(FloatingPointError):
+    """A loss, gradient or weight that is NaN or infinite; `step` is the training step of it."""
+
+    def __init__(self, message, step):
+        super().__init__(message)
+        self.step = step
+
+
 def one_line(text: str) -> str:
     """`text` with its lines joined by '; ', so that a log or a terminal shows it as a single line."""
     return "; ".join(line.strip() for line in text.splitlines() if line.strip())

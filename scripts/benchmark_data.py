@@ -33,20 +33,20 @@ def main():
                            output_dir=args.output_dir)
                for extra in ([[f"data.workers={n}"] for n in args.workers] if args.workers else [[]])]
 
-    from rpg_ms.tasks import Classification
+    from rpg_ms.tasks import create_task
     from rpg_ms.training import build, device
     from rpg_ms.training.distributed import ALONE
 
     config = configs[0]
     target = device.set_up(config)
-    task = Classification(config, ALONE)
+    task = create_task(config, ALONE)
     network, found = build.build_network(config, task)
     step, _ = build.build_train_step(config, task, network, found.layers, target, ALONE)
     batch = next(iter(task.train_batches(0, ENDLESS)))
     step_alone = measure(itertools.repeat(batch), step, args.seconds)
     for config in configs:
-        task = Classification(config, ALONE)
-        pipeline_alone = measure(task.train_batches(0, ENDLESS), lambda images, labels: None, args.seconds)
+        task = create_task(config, ALONE)
+        pipeline_alone = measure(task.train_batches(0, ENDLESS), lambda *batch: None, args.seconds)
         together = measure(task.train_batches(0, ENDLESS), step, args.seconds)
         rates = {"pipeline": pipeline_alone, "step": step_alone, "together": together}
         rates = {f"{name}_images_per_s": round(config.train.batch_size * rate, 1)
@@ -60,10 +60,10 @@ def measure(batches, consume, seconds):
     """Batches a second, after a warm-up."""
     batches = iter(batches)
     for batch in itertools.islice(batches, WARM_UP):
-        finish(consume(*batch))
+        finish(consume(*batch.values()))
     count, started = 0, time.perf_counter()
     for batch in batches:
-        result = consume(*batch)
+        result = consume(*batch.values())
         count += 1
         if time.perf_counter() - started > seconds:
             break

@@ -19,7 +19,7 @@ from rpg_ms.cells import SparseTrainStep, StepOptions, sparsify  # noqa: E402
 from rpg_ms.config import load_config  # noqa: E402
 from rpg_ms.errors import UserError  # noqa: E402
 from rpg_ms.models import create_model  # noqa: E402
-from rpg_ms.tasks import Classification  # noqa: E402
+from rpg_ms.tasks import create_task  # noqa: E402
 from rpg_ms.training import distributed  # noqa: E402
 
 GLOBAL_BATCH = 16
@@ -61,7 +61,7 @@ def build(seed):
 
 def evaluate(config_file, ranks):
     """Top-1 of an untrained network that is the same everywhere, and the labels this rank saw."""
-    task = Classification(load_config(config_file), ranks)
+    task = create_task(load_config(config_file), ranks)
     ms.set_seed(7)
     network = create_model("cifar_resnet8", 10, 1)
     sparsify(network)

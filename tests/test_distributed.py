@@ -18,7 +18,7 @@ from conftest import PROJECT
 from doors import TINY
 from rpg_ms.config import load_config
 from rpg_ms.errors import UserError
-from rpg_ms.tasks import Classification
+from rpg_ms.tasks import create_task
 from rpg_ms.training import build, checkpoint
 from rpg_ms.training.distributed import ALONE, join
 
@@ -191,7 +191,7 @@ def test_a_run_on_two_ranks(tmp_path):
     assert [line["step"] for line in lines if line["event"] == "train"] == [4, 8]
     assert "top1" not in (tmp_path / "logs/worker_1.log").read_text()
     # The checkpoint holds what was evaluated.
-    task = Classification(load_config(tmp_path / "tiny.yaml"), ALONE)
+    task = create_task(load_config(tmp_path / "tiny.yaml"), ALONE)
     network, found = build.build_network(task.config, task)
     checkpoint.load_network(tmp_path / "out/last.ckpt", network, found)
     assert task.evaluate(network)["top1"] == summary["top1"] and found.nonzero == summary["nonzero"]

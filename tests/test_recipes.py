@@ -10,7 +10,7 @@ from conftest import PROJECT
 from rpg_ms.config import changed_keys, load_config
 from rpg_ms.errors import UserError
 from rpg_ms.pruning.calendar import UpdateCalendar
-from rpg_ms.tasks import Classification
+from rpg_ms.tasks import create_task
 from rpg_ms.training import build
 from rpg_ms.training.distributed import ALONE
 
@@ -137,7 +137,7 @@ def test_a_recipe_trains_and_prunes(name, roots, pynative):
     """Two steps and a topology update in between."""
     config = reduced(name, roots)
     ms.set_seed(0)
-    task = Classification(config, ALONE)
+    task = create_task(config, ALONE)
     network, found = build.build_network(config, task)  # from scratch, as the pretrained weights are not here
     step, _ = build.build_train_step(config, task, network, found.layers, "CPU", ALONE)
     layers = found.layers
@@ -172,4 +172,4 @@ def test_missing_pretrained_weights_are_named(name, file, roots, tmp_path, monke
     monkeypatch.chdir(tmp_path)
     config = reduced(name, roots)
     with pytest.raises(UserError, match=f"^model.pretrained: {file}: no such file$"):
-        build.build_network(config, Classification(config, ALONE), config.model.pretrained)
+        build.build_network(config, create_task(config, ALONE), config.model.pretrained)

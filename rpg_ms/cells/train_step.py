@@ -19,6 +19,7 @@ from rpg_ms.cells.optimizer_step import ApplyGradients, MaskState, ResetState, o
 from rpg_ms.cells.rank_term import RankTerm, add_rank
 from rpg_ms.cells.sink import SunkSteps
 from rpg_ms.cells.soft_threshold import SoftThreshold
+from rpg_ms.errors import NotFinite
 from rpg_ms.pruning import Pruner, TopologyRecord
 
 AVERAGE = "average:"  # how the names of averaged weights begin in a checkpoint
@@ -89,7 +90,7 @@ class SparseTrainStep(nn.Cell):
         step just made, None if it was a plain one.
 
     Raises:
-        FloatingPointError: at an update step without a scaler, a weight or a gradient is not finite.
+        NotFinite: at an update step without a scaler, a weight or a gradient is not finite.
     """
 
     def __init__(self, network_with_loss: nn.Cell, optimizer: nn.Optimizer, layers: Sequence[MaskedLayer],
@@ -219,7 +220,7 @@ class SparseTrainStep(nn.Cell):
         weights = [parameter.asnumpy() for parameter in parameters]
         for layer, weight, gradient in zip(self.layers, weights, dense or weights):
             if not (np.isfinite(weight).all() and np.isfinite(gradient).all()):
-                raise FloatingPointError(f"a weight or gradient of {layer.name} is not finite")
+                raise NotFinite(f"a weight or gradient of {layer.name} is not finite", step)
         update = self.pruner.update(step, weights, [layer.mask.asnumpy().copy() for layer in self.layers], dense)
         if self.soft_threshold:
             self.soft_threshold.set_masks(update.masks, self.pruner.method.allocation == "global")

@@ -15,7 +15,7 @@ from rpg_ms.training.run_folder import lost_configuration, other_configuration, 
 # Keys that the command line gives to every cell, and those that must be the same in all rows of a table.
 CELL_KEYS = {"pruning.method": "--methods", "pruning.density": "--densities", "seed": "--seeds",
              "output_dir": "--output_dir"}
-SHARED_KEYS = {key: "--set, for all methods alike" for key in ("data.name", "data.root", "data.limit",
+SHARED_KEYS = {key: "--set, for all methods alike" for key in ("task", "data.name", "data.root", "data.limit",
                                                                "data.validation", "device_target")}
 
 
@@ -67,7 +67,7 @@ class Cell:
 
     def summary(self) -> dict | None:
         """The figures of the finished run, or None."""
-        return read_summary(self.folder)
+        return read_summary(self.folder, self.config.task)
 
 
 def percent(fraction: float) -> str:

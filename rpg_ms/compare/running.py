@@ -14,6 +14,7 @@ from pathlib import Path
 from rpg_ms.compare.results import environment
 from rpg_ms.errors import UserError
 from rpg_ms.files import atomic_path
+from rpg_ms.tasks import TASKS
 
 
 @contextmanager
@@ -103,7 +104,7 @@ def run_missing(cells, train_script, output_dir, write):
         for number, cell in enumerate(cells, 1):
             print(f"[{number}/{len(cells)}] {cell.name}: ", end="", flush=True)
             if cell.summary() is not None:
-                print(f"{_in_words(cell.summary())}, there already", flush=True)
+                print(f"{_in_words(cell)}, there already", flush=True)
                 continue
             failure = None if interruption.signal else _run(cell, train_script, interruption, lock)
             if interruption.signal and cell.summary() is None:
@@ -111,14 +112,15 @@ def run_missing(cells, train_script, output_dir, write):
                 break
             if failure is not None:
                 failures[cell.folder] = failure
-            print(f"failed: {failure}" if failure is not None else _in_words(cell.summary()), flush=True)
+            print(f"failed: {failure}" if failure is not None else _in_words(cell), flush=True)
             write(failures)
         write(failures)
     return failures, interruption.signal
 
 
-def _in_words(summary):
-    return f"top-1 {summary['top1']:.2f} %, {summary['seconds'] / 60:.1f} min"
+def _in_words(cell):
+    summary, figure = cell.summary(), TASKS[cell.config.task].figure
+    return f"{figure.label} {summary[figure.name]:.2f} {figure.unit}, {summary['seconds'] / 60:.1f} min"
 
 
 def _run(cell, train_script, interruption, lock):

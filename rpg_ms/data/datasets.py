@@ -29,6 +29,10 @@ class ImageSet:
     def __len__(self):
         return len(self.labels)
 
+    def sample(self, i):
+        """Image and label, by name."""
+        return {"image": self.image(i), "label": self.labels[i]}
+
     def subset(self, indices):
         """The images at `indices`, in that order."""
         return ImageSet(lambda i: self.image(int(indices[i])), self.labels[indices])
@@ -41,7 +45,7 @@ class ImageSet:
 
 @dataclass(frozen=True)
 class ImageDataset:
-    """Train and test images of one dataset, with their transforms (PIL image in, `[channels, size, size]` out).
+    """Train and test images of one dataset, with their transforms of samples (PIL image in, `[channels, size, size]` out).
 
     `mean` and `std` of each channel are what the transforms normalise with; `class_names` is None if unknown.
     """

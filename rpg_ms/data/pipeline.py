@@ -16,6 +16,7 @@ import mindspore as ms
 import numpy as np
 from mindcv.data.mixup import Mixup
 
+from rpg_ms.data.transforms import apply
 from rpg_ms.data.workers import Workers
 from rpg_ms.errors import CutShort, UserError
 
@@ -47,7 +48,7 @@ class TrainSamples:
         position = (step * self.ranks + self.rank) * self.batch_size + slot
         image = int(self._epoch_order(epoch)[position])
         _seed_generators(self.seed, epoch, image)
-        return _apply(self.transform, self.images.image(image)), self.images.labels[image]
+        return apply(self.transform, self.images.sample(image))
 
     def _epoch_order(self, epoch):
         if self._order[0] != epoch:
@@ -56,11 +57,16 @@ class TrainSamples:
 
 
 class EvalSamples:
-    """One rank's share of a set of images, in order; padded to whole batches with repeats that have the label -1."""
+    """One rank's share of a set of images, in order; padded to whole batches with repeats, which `padding` marks.
 
-    def __init__(self, images, transform, batch_size, rank=0, ranks=1):
+    Args:
+        padding: what a repeat has in the place of its own, such as `{"label": -1}`.
+    """
+
+    def __init__(self, images, transform, batch_size, padding, rank=0, ranks=1):
         self.images = images
         self.transform = transform
+        self.padding = padding
         self.mine = range(rank, len(images), ranks)
         share = -(-len(images) // ranks)  # every rank runs as many batches as the one with most images
         self.length = -(-share // batch_size) * batch_size
@@ -70,9 +76,9 @@ class EvalSamples:
 
     def __getitem__(self, i):
         i = int(i)
-        image = self.mine[i] if i < len(self.mine) else 0
-        label = self.images.labels[image] if i < len(self.mine) else np.int32(-1)
-        return _apply(self.transform, self.images.image(image)), label
+        if i < len(self.mine):
+            return apply(self.transform, self.images.sample(self.mine[i]))
+        return {**apply(self.transform, self.images.sample(0)), **self.padding}
 
 
 class Mix:
@@ -95,11 +101,12 @@ class Mix:
         self.first_step = first_step
         self.rank = rank
 
-    def __call__(self, batch, images, labels):
-        """Batch number `batch`, mixed: images, and for labels class shares, float32 `[b, classes]`."""
+    def __call__(self, number, batch):
+        """Batch number `number`, mixed: images, and for labels class shares, float32 `[b, classes]`."""
         # One more number than a sample's seed has, so that no sample draws the same.
-        _seed_generators(self.seed, self.first_step + batch, self.rank, MIX)
-        return self.mix(images, labels)
+        _seed_generators(self.seed, self.first_step + number, self.rank, MIX)
+        images, labels = self.mix(batch["image"], batch["label"])
+        return {"image": images, "label": labels}
 
 
 MIX = 1
@@ -107,7 +114,7 @@ AHEAD = 2  # batches that wait in this process
 
 
 class _Batches:
-    """Whole batches in random access: `(images, labels)`."""
+    """Whole batches in random access: arrays by name."""
 
     def __init__(self, samples, batch_size, mix):
         self.samples = samples
@@ -120,23 +127,23 @@ class _Batches:
     def __getitem__(self, batch):
         first = batch * self.batch_size
         rows = [self.samples[i] for i in range(first, first + self.batch_size)]
-        images = np.stack([image for image, _ in rows])
-        labels = np.array([label for _, label in rows], np.int32)
-        return (images, labels) if self.mix is None else self.mix(batch, images, labels)
+        made = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        return made if self.mix is None else self.mix(batch, made)
 
 
 def batches(samples, batch_size, workers=1, mix=None):
     """Iterate once over `samples` in order.
 
     Args:
-        samples: `(image, label)` in random access, a whole number of batches.
+        samples: dicts of arrays in random access, a whole number of batches.
         batch_size: images a batch.
         workers: 1 works in a thread of this process, more are worker processes, at most one a core; the
             batches are the same.
         mix: `Mix`, or None.
 
     Yields:
-        Tensors `(images [b, c, h, w] float32, labels [b] int32)`; mixed, labels are `[b, classes]` float32.
+        Dicts of Tensors: what a sample has by name, stacked. Of a classifier that is "image" `[b, c, h, w]` float32 and
+        "label" `[b]` int32, or `[b, classes]` float32 when mixed.
 
     Raises:
         CutShort: an image cannot be read (status 2), or a worker is dead (status 1).
@@ -150,7 +157,7 @@ def batches(samples, batch_size, workers=1, mix=None):
         for batch in range(len(source)):
             while len(waiting) <= AHEAD and batch + len(waiting) < len(source):
                 waiting.append(thread.submit(made.__getitem__, batch + len(waiting)))
-            yield tuple(map(ms.Tensor.from_numpy, waiting.popleft().result()))
+            yield {name: ms.Tensor.from_numpy(array) for name, array in waiting.popleft().result().items()}
     except CutShort:
         raise
     except UserError as error:
@@ -166,9 +173,3 @@ def _seed_generators(*numbers):
     state = np.random.SeedSequence(numbers).generate_state(2)
     random.seed(int(state[0]))
     np.random.seed(state[1])
-
-
-def _apply(transforms, image):
-    for transform in transforms:
-        image = transform(image)
-    return image

@@ -8,7 +8,7 @@ from rpg_ms.data.rand_augment import RandAugment
 
 
 def transforms(augment, customary, size, native_size, padding, mean, std):
-    """The transforms of training and test images: two lists of callables, to be applied one after the other.
+    """The transforms of training and test samples: two lists of callables from sample to sample, applied in turn.
 
     Args:
         augment: "none", "crop_flip" (random crop of the zero-padded image, horizontal flip),
@@ -35,7 +35,31 @@ def transforms(augment, customary, size, native_size, padding, mean, std):
     lists["auto"] = lists[customary]
     lists["randaugment"] = lists[customary] + [RandAugment(fill if len(fill) > 1 else fill[0])]
     normalise = Normalise(mean, std)
-    return lists[augment] + [normalise], fit + [normalise]
+    return [[OnImage(transform) for transform in (*some, normalise)] for some in (lists[augment], fit)]
+
+
+class OnImage:
+    """A transform of a sample's image alone.
+
+    A transform takes a whole sample, a dict of the image and what belongs to it, so that boxes and masks can move with
+    the image where a task has them.
+
+    Args:
+        function: from image to image.
+    """
+
+    def __init__(self, function):
+        self.function = function
+
+    def __call__(self, sample):
+        return {**sample, "image": self.function(sample["image"])}
+
+
+def apply(transforms, sample):
+    """The sample after all the transforms, one after the other."""
+    for transform in transforms:
+        sample = transform(sample)
+    return sample
 
 
 class Normalise:

@@ -96,14 +96,15 @@ def _work(source, mine, theirs, not_theirs):
 
 def _send(source, batch, stream):
     try:
-        images, labels = source[batch]
-        made, images = (images.shape, images.dtype, labels), np.ascontiguousarray(images)
+        arrays = {name: np.ascontiguousarray(array) for name, array in source[batch].items()}
+        made = {name: (array.shape, array.dtype) for name, array in arrays.items()}
     except UserError as error:
-        made, images = error, b""
+        made, arrays = error, {}
     except Exception:  # a defect, which the parent shows
-        made, images = RuntimeError(traceback.format_exc()), b""
+        made, arrays = RuntimeError(traceback.format_exc()), {}
     pickle.dump(made, stream)
-    stream.write(images)  # not pickled, which takes twice the time at the other end
+    for array in arrays.values():
+        stream.write(array)  # not pickled, which takes twice the time at the other end
     stream.flush()
 
 
@@ -111,8 +112,8 @@ def _receive(stream):
     made = pickle.load(stream)
     if isinstance(made, Exception):
         raise made
-    shape, dtype, labels = made
-    images = np.empty(shape, dtype)
-    if stream.readinto(images.reshape(-1).view(np.uint8)) < images.nbytes:
-        raise EOFError
-    return images, labels
+    arrays = {name: np.empty(shape, dtype) for name, (shape, dtype) in made.items()}
+    for array in arrays.values():
+        if stream.readinto(array.reshape(-1).view(np.uint8)) < array.nbytes:
+            raise EOFError
+    return arrays

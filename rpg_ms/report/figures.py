@@ -19,16 +19,17 @@ LONGEST_NAME = 36
 
 
 def training(run):
-    """Accuracy, loss, density and learning rate over the steps."""
+    """The task's figure, loss, density and learning rate over the steps."""
     figure = _figure(8.2)
-    accuracy, loss, density, rate = figure.subplots(4, sharex=True)
-    accuracy.plot(*_series(run.evaluation, "top1"), color=BLUE, marker="o", markersize=4, label="weights")
-    averaged = [line for line in run.evaluation if isinstance(line.get("top1_ema"), (int, float))]
+    measured, loss, density, rate = figure.subplots(4, sharex=True)
+    name = run.figure.name
+    measured.plot(*_series(run.evaluation, name), color=BLUE, marker="o", markersize=4, label="weights")
+    averaged = [line for line in run.evaluation if isinstance(line.get(f"{name}_ema"), (int, float))]
     if averaged:
-        accuracy.plot(*_series(averaged, "top1_ema"), color=VERMILLION, marker="s", markersize=4,
+        measured.plot(*_series(averaged, f"{name}_ema"), color=VERMILLION, marker="s", markersize=4,
                       linestyle="--", label="their moving average")
-        accuracy.legend()
-    accuracy.set_ylabel("top-1 accuracy (%)")
+        measured.legend()
+    measured.set_ylabel(run.figure.axis)
     alone = {"marker": "o"} if len(run.train) == 1 else {}  # a line of one point is not seen
     loss.plot(*_series(run.train, "loss"), color=VERMILLION, linewidth=1, **alone)
     loss.set_ylabel("training loss")
@@ -44,11 +45,11 @@ def training(run):
     rate.set_ylim(bottom=0)
     rate.set_xlabel("step")
     rate.set_xlim(0, 1.02 * max(last, 1))
-    for axes in (accuracy, loss, density, rate):
+    for axes in (measured, loss, density, rate):
         axes.grid(alpha=0.3)
     if not run.evaluation:
-        accuracy.text(0.5, 0.5, "no evaluation yet", transform=accuracy.transAxes, ha="center", color=GREY)
-        accuracy.set_yticks([])
+        measured.text(0.5, 0.5, "no evaluation yet", transform=measured.transAxes, ha="center", color=GREY)
+        measured.set_yticks([])
     figure.align_ylabels()
     return figure
 
@@ -117,12 +118,12 @@ def rank_k(run):
     return figure
 
 
-def accuracy_by_sparsity(groups):
-    """Top-1 accuracy against sparsity, a line a label; `groups` as of `runs.by_label_and_sparsity`."""
+def figure_by_sparsity(groups, measured):
+    """The task's figure `measured` against sparsity, a line a label; `groups` as of `runs.by_label_and_sparsity`."""
     figure = _figure(5)
     axes = figure.subplots()
-    _against_sparsity(axes, groups, lambda run: run.top1)
-    axes.set_ylabel("top-1 accuracy (%)")
+    _against_sparsity(axes, groups, lambda run: run.measured)
+    axes.set_ylabel(measured.axis)
     figure.legend(loc="outside right upper", frameon=False)
     return figure
 

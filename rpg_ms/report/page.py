@@ -55,7 +55,7 @@ def page_of_run(run):
     return title, [
         _state(run), _facts(run),
         Picture("training", figures.training(run),
-                "Top-1 accuracy, training loss, density of the prunable weights (logarithmic) and "
+                f"{_capital(run.figure.label)}, training loss, density of the prunable weights (logarithmic) and "
                 "learning rate over the steps."),
         "<h2>Layers</h2>",
         Picture("layers", figures.layers(run),
@@ -89,15 +89,15 @@ def page_of_runs(runs):
                               "figures and means."))
     if groups:
         parts += [
-            Picture("accuracy", figures.accuracy_by_sparsity(groups),
-                    "Top-1 accuracy at the end of training against sparsity. Points are means over seeds, "
+            Picture("accuracy", figures.figure_by_sparsity(groups, runs[0].figure),
+                    f"{_capital(runs[0].figure.label)} at the end of training against sparsity. Points are means over seeds, "
                     "bars one standard deviation (n − 1); a point without a bar is a single run. The "
                     "axis is logarithmic in the density; methods are set apart a little so that they do "
                     "not cover each other."),
             Picture("rank", figures.rank_by_sparsity(groups),
                     "Numeric rank of the weights and structural rank of the masks, each divided by the "
                     "full rank and averaged over the layers, against sparsity; points and bars as above.")]
-    parts += ["<h2>Methods</h2>", _method_table(groups), "<h2>Runs</h2>", _run_table(runs)]
+    parts += ["<h2>Methods</h2>", _method_table(groups, runs[0].figure), "<h2>Runs</h2>", _run_table(runs)]
     for run in runs:
         name = f"{run.label}, {run.sparsity:g} %, seed {run.config.seed}: {run.folder}"
         parts.append(f"<details><summary>{escape(name)}</summary>{_state(run)}{_facts(run)}"
@@ -143,7 +143,7 @@ def _facts(run):
     by_weights = sum(layer.numeric_share < 1 for layer in run.layers)
     by_masks = sum(layer.structural_share < 1 for layer in run.layers)
     return _table([
-        ("Top-1 accuracy", "–" if run.top1 is None else f"{run.top1:.2f} %"),
+        (_capital(run.figure.label), "–" if run.measured is None else f"{run.measured:.2f} {run.figure.unit}"),
         ("Weights kept", _part(run.total("nonzero"), run.total("weights"))),
         ("Multiply-adds for one image", _part(run.total("flops") + run.other_flops,
                                              run.total("dense_flops") + run.other_flops)),
@@ -189,30 +189,34 @@ def _layer_table(run):
     return _table(rows, head, foot)
 
 
-def _method_table(groups):
+def _method_table(groups, figure):
     if not groups:
         return "<p>No run is finished.</p>"
     rows = []
     for (label, sparsity), members in sorted(groups.items(), key=lambda group: group[0][1]):
-        top1 = [run.top1 for run in members]
+        values = [run.measured for run in members]
         kept = [run.total("nonzero") for run in members]
         rows.append([
             label, f"{sparsity:g}", f"{len(members)} ({', '.join(str(run.config.seed) for run in members)})",
-            f"{mean(top1):.2f}" + (f" ± {stdev(top1):.2f}" if len(top1) > 1 else ""),
+            f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else ""),
             " to ".join(f"{count:,}" for count in sorted({min(kept), max(kept)})),
             f"{100 * mean(run.mean('numeric_share') for run in members):.1f}",
             f"{100 * mean(run.mean('structural_share') for run in members):.1f}",
             f"{mean(run.seconds for run in members) / 60:.1f}"])
-    return _table(rows, ["method", "sparsity (%)", "seeds", "top-1 (%), mean ± std", "non-zeros",
+    return _table(rows, ["method", "sparsity (%)", "seeds", f"{figure.axis}, mean ± std", "non-zeros",
                          "numeric rank (% of full, mean over layers)",
                          "structural rank (% of full, mean over layers)", "minutes a run"])
 
 
 def _run_table(runs):
-    rows = [[run.label, f"{run.sparsity:g}", run.config.seed, "–" if run.top1 is None else f"{run.top1:.2f}",
+    rows = [[run.label, f"{run.sparsity:g}", run.config.seed, "–" if run.measured is None else f"{run.measured:.2f}",
              f"{run.total('nonzero'):,}", f"{run.seconds / 60:.1f}", run.state, run.folder] for run in runs]
-    return _table(rows, ["method", "sparsity (%)", "seed", "top-1 (%)", "non-zeros", "minutes", "state",
+    return _table(rows, ["method", "sparsity (%)", "seed", runs[0].figure.axis, "non-zeros", "minutes", "state",
                          "folder"])
+
+
+def _capital(text):
+    return text[:1].upper() + text[1:]
 
 
 def _before_and_after(before, after):

@@ -3,16 +3,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Optional, Tuple
 
 from rpg_ms.config import Config, load_config
-from rpg_ms.data.datasets import known_shape
 from rpg_ms.errors import UserError
 from rpg_ms.json_files import NUMBER, check, parse_json
 from rpg_ms.pruning.structure import structural_rank
 from rpg_ms.rank import full_rank, numeric_rank
 from rpg_ms.report.layers import dead_filters
+from rpg_ms.tasks import TASKS, create_task
 from rpg_ms.training.run_folder import read_summary
 
 # What the lines of metrics.jsonl must have to be drawn.
@@ -20,7 +19,7 @@ RECORDS = {
     "start": {"density": NUMBER},
     "train": {"step": int, "loss": NUMBER, "lr": NUMBER},
     "topology": {"step": int, "density": NUMBER, "ranks": list},
-    "evaluation": {"step": int, "top1": NUMBER},
+    "evaluation": {"step": int},  # and the task's figure
 }
 
 
@@ -100,11 +99,16 @@ class Run:
         return round(100 * (1 - self.density), 2)
 
     @property
-    def top1(self):
-        """Top-1 accuracy of the newest evaluation, percent, or None before the first."""
+    def figure(self):
+        """The `rpg_ms.tasks.Figure` that the run is measured by."""
+        return TASKS[self.config.task].figure
+
+    @property
+    def measured(self):
+        """That figure in the newest evaluation, or None before the first."""
         if self.summary is not None:
-            return self.summary["top1"]
-        return self.evaluation[-1]["top1"] if self.evaluation else None
+            return self.summary[self.figure.name]
+        return self.evaluation[-1][self.figure.name] if self.evaluation else None
 
     @property
     def state(self):
@@ -139,8 +143,8 @@ def load_run(folder, label=None):
     if not (folder / "last.ckpt").exists():
         why = "has no checkpoint yet" if (folder / "metrics.jsonl").exists() else "was not started"
         raise UserError(f"{folder}: the run {why}: no last.ckpt")
-    records = _read_metrics(folder / "metrics.jsonl")
-    summary = read_summary(folder)
+    records = _read_metrics(folder / "metrics.jsonl", TASKS[config.task].figure.name)
+    summary = read_summary(folder, config.task)
     state, layers, *others, input_shape = _read_checkpoint(folder / "last.ckpt", config)
     in_rank_term = sum(layer.in_rank_term for layer in layers)
     for line in records["topology"]:
@@ -152,8 +156,9 @@ def load_run(folder, label=None):
                *others, input_shape)
 
 
-def _read_metrics(path):
+def _read_metrics(path, figure):
     """`{event: [line, ...]}`; a last line that a killed run left half written is passed over."""
+    wanted = {**RECORDS, "evaluation": {**RECORDS["evaluation"], figure: NUMBER}}
     records = {event: [] for event in RECORDS}
     lines = _read(path).split(b"\n")
     for number, text in enumerate(lines, 1):
@@ -161,7 +166,7 @@ def _read_metrics(path):
             continue
         try:
             line = parse_json(text, {"event": str})
-            check(line, RECORDS.get(line["event"], {}))
+            check(line, wanted.get(line["event"], {}))
         except ValueError as error:
             if number == len(lines):  # it does not end with a line break
                 continue
@@ -182,24 +187,18 @@ def _read_checkpoint(path, config):
     """`(state, layers, other parameters, multiply-adds of other layers, input shape)`."""
     from rpg_ms.models.flops import layer_flops, parameter_count
     from rpg_ms.training import build, checkpoint
-    from rpg_ms.weights import read_weights
+    from rpg_ms.training.distributed import ALONE
 
-    input_shape, classes = known_shape(config.data)
-    classes = config.model.num_classes or classes
-    if classes is None:  # the files of the dataset decided: the classifier is as wide, and comes last
-        widths = [len(weight) for name, weight in read_weights(path).items()
-                  if name.endswith("weight") and weight.ndim >= 2]
-        classes = widths[-1] if widths else 1
-    network, found = build.build_network(config, SimpleNamespace(input_shape=input_shape, classes=classes),
-                                         mixed_precision=False)
+    task = create_task(config, ALONE, weights=path)
+    network, found = build.build_network(config, task, mixed_precision=False)
     state = checkpoint.load_network(path, network, found)
     if state["step"] is None:
         raise UserError(f"{path}: not a checkpoint of a training run")
     cells = {id(cell.weight): cell for _, cell in network.cells_and_names() if hasattr(cell, "weight")}
-    flops, other_flops = layer_flops(network, found, input_shape)
+    flops, other_flops = layer_flops(network, found, task.input_shape)
     layers = tuple(_layer(layer, cells[id(layer.weight)], config.rank.include_dense, *costs)
                    for layer, costs in zip(found.layers, flops))
-    return state, layers, parameter_count(network) - found.prunable, other_flops, input_shape
+    return state, layers, parameter_count(network) - found.prunable, other_flops, task.input_shape
 
 
 def _layer(layer, cell, rank_takes_dense, dense_flops, flops):

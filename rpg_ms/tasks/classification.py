@@ -1,40 +1,47 @@
 """Image classification."""
 from __future__ import annotations
 
+from functools import cached_property
+from typing import Any, Iterator, Optional
+
 import mindspore as ms
 import numpy as np
 from mindcv.loss import create_loss
 from mindspore import nn, ops
 
-from rpg_ms.data.datasets import load_dataset
+from rpg_ms.data.datasets import ImageDataset, known_shape, load_dataset
 from rpg_ms.data.pipeline import EvalSamples, Mix, TrainSamples, batches
-from rpg_ms.data.transforms import planes
-from rpg_ms.errors import UserError
+from rpg_ms.data.transforms import OnImage, planes
+from rpg_ms.errors import UserError, one_line
+from rpg_ms.models import create_model
+from rpg_ms.models.flops import try_image
+from rpg_ms.tasks.task import Batch
 
 
 class Classification:
-    """Images in, one class each out; measured by top-1 accuracy in percent.
+    """Images in, one class each out; measured by top-1 accuracy in percent. See `rpg_ms.tasks.task.Task`.
 
     Args:
-        config: `rpg_ms.config.Config`; read are `data`, `train` and `seed`.
+        config: `rpg_ms.config.Config`; read are `model`, `data`, `train` and `seed`.
         ranks: `rpg_ms.training.distributed.Ranks`, which share the images.
+        weights: None, or a checkpoint to tell the number of classes in the place of the dataset.
 
     Raises:
-        UserError: the dataset cannot be read, or has fewer images than a batch on every rank.
+        UserError: the dataset cannot be read, or has fewer images than a batch in every process.
     """
 
-    metric = "top1"  # the figure by which the best checkpoint is chosen
-
-    def __init__(self, config, ranks):
+    def __init__(self, config, ranks, weights: Optional[str] = None) -> None:
         self.config = config
         self.ranks = ranks
-        self._count = None
-        self.dataset = load_dataset(config.data, config.seed)
+        self._count: Optional[_CountCorrect] = None
+        self.input_shape, classes = known_shape(config.data)
+        if weights is not None:
+            self.classes = config.model.num_classes or classes or _width_of_classifier(weights)
+            return
         self.classes = config.model.num_classes or self.dataset.classes
         if self.classes < self.dataset.classes:
             raise UserError(f"model.num_classes: {self.classes} is less than the {self.dataset.classes} classes of "
                             f"{config.data.name}")
-        self.input_shape = (self.dataset.channels, self.dataset.size, self.dataset.size)
         self.steps_per_epoch = len(self.dataset.train) // (config.train.batch_size * ranks.size)
         if self.steps_per_epoch < 1:
             across = f" on each of {ranks.size} ranks" if ranks.size > 1 else ""
@@ -44,49 +51,117 @@ class Classification:
             raise UserError(f"train.batch_size: {config.train.batch_size} is odd, which mixup and cutmix "
                             "cannot mix")
 
-    def train_batches(self, first_step, last_step):
-        """This rank's batches of steps `first_step + 1 .. last_step`."""
+    @cached_property
+    def dataset(self) -> ImageDataset:
+        """The images, with their transforms."""
+        return load_dataset(self.config.data, self.config.seed)
+
+    # -------------------------------------------------------------------------------------------- training
+
+    def network(self) -> nn.Cell:
+        """The network of `model.name`, tried on one image.
+
+        Raises:
+            UserError: an unknown network, or one that does not fit the images and classes.
+        """
+        model, (channels, size, _) = self.config.model, self.input_shape
+        network = create_model(model.name, self.classes, channels, size, model.width, model.pool_padding)
+        self._check_fit(network)
+        return network
+
+    def _check_fit(self, network: nn.Cell) -> None:
+        """Try one image, all zero: its size or the number of classes may not be what the network is made for."""
+        name, data = self.config.model.name, self.config.data.name
+        try:
+            returned = try_image(network, self.input_shape)
+        except Exception as error:  # of any kind, from anybody's network
+            size = " x ".join(str(n) for n in self.input_shape)
+            reason = one_line(str(error).partition("\n---")[0])[:200]
+            raise UserError(f"model.name: {name} cannot take images of {size} (data.name: {data}): {reason}") from None
+        shape = tuple(returned.shape) if isinstance(returned, ms.Tensor) else type(returned).__name__
+        if shape != (1, self.classes):
+            raise UserError(f"model.name: {name} returns {shape} for one image of {data}, not (1, {self.classes}), a number "
+                            "for each class")
+
+    def train_batches(self, first_step: int, last_step: int) -> Iterator[Batch]:
+        """This process's batches of steps `first_step + 1 .. last_step`: "image" and "label"."""
         batch_size = self.config.train.batch_size
         samples = TrainSamples(self.dataset.train, self.dataset.train_transform, batch_size, self.config.seed,
                                first_step, last_step, self.ranks.rank, self.ranks.size)
         return batches(samples, batch_size, self.config.data.workers, self._mix(first_step))
 
-    def test_batches(self):
-        """This rank's share of the test images, each once; labels of padding are -1."""
-        share = -(-len(self.dataset.test) // self.ranks.size)
-        batch_size = min(self.config.train.eval_batch_size, share)
-        samples = EvalSamples(self.dataset.test, self.dataset.test_transform, batch_size, self.ranks.rank,
-                              self.ranks.size)
-        return batches(samples, batch_size, self.config.data.workers)
-
-    def test_images(self, count, raw=False):
-        """The first `count` test images (repeated from the start if there are fewer), `[count, channels, size, size]`
-        float32: normalised, or `raw` pixels, 0 to 255.
-        """
-        test, transform = self.dataset.test, self.dataset.test_transform
-        if raw:
-            transform = [*transform[:-1], planes]  # the last one normalises
-        samples = EvalSamples(test.subset(np.arange(count) % len(test)), transform, count)
-        return np.stack([samples[i][0] for i in range(count)]).astype(np.float32)
-
-    def with_loss(self, network):
-        """The network with cross-entropy, as a Cell from a batch to a scalar."""
+    def with_loss(self, network: nn.Cell) -> nn.Cell:
+        """The network with cross-entropy, as a Cell from images and labels to a scalar."""
         return _WithLoss(network, create_loss("CE", label_smoothing=self.config.train.label_smoothing))
 
-    def _mix(self, first_step):
+    def _mix(self, first_step: int) -> Optional[Mix]:
         train = self.config.train
         if not train.mixup and not train.cutmix:
             return None
         return Mix(train.mixup, train.cutmix, self.classes, self.config.seed, first_step, self.ranks.rank)
 
-    def evaluate(self, network):
-        """`{"top1": percent}` over all test images of all ranks; leaves the network in inference mode."""
+    # ------------------------------------------------------------------------------------------ evaluation
+
+    def test_batches(self) -> Iterator[Batch]:
+        """This process's share of the test images, each once; labels of padding are -1."""
+        share = -(-len(self.dataset.test) // self.ranks.size)
+        batch_size = min(self.config.train.eval_batch_size, share)
+        samples = EvalSamples(self.dataset.test, self.dataset.test_transform, batch_size, {"label": np.int32(-1)},
+                              self.ranks.rank, self.ranks.size)
+        return batches(samples, batch_size, self.config.data.workers)
+
+    def evaluate(self, network: nn.Cell) -> dict[str, float]:
+        """`{"top1": percent}` over all test images of all processes; leaves the network in inference mode."""
         if self._count is None or self._count.network is not network:  # one cell for all evaluations: compiled once
             self._count = _CountCorrect(network)
         count = self._count.set_train(False)
-        correct = sum(int(count(images, labels).asnumpy()) for images, labels in self.test_batches())
+        correct = sum(int(count(*batch.values()).asnumpy()) for batch in self.test_batches())
         correct = int(self.ranks.gather(np.int64(correct)).sum())
         return {"top1": 100 * correct / len(self.dataset.test)}
+
+    # ------------------------------------------------------------------------------------------ deployment
+
+    def inputs(self, count: int, raw: bool = False) -> np.ndarray:
+        """The first `count` test images (repeated from the start if there are fewer), `[count, channels, size, size]`
+        float32: normalised, or `raw` pixels, 0 to 255.
+        """
+        test, transform = self.dataset.test, self.dataset.test_transform
+        if raw:
+            transform = [*transform[:-1], OnImage(planes)]  # the last one normalises
+        samples = EvalSamples(test.subset(np.arange(count) % len(test)), transform, count, {})
+        return np.stack([samples[i]["image"] for i in range(count)]).astype(np.float32)
+
+    def deployed(self, network: nn.Cell, normalize_input: bool, softmax: bool) -> nn.Cell:
+        """From images, or pixels with `normalize_input`, to logits, or probabilities with `softmax`."""
+        normalisation = (self.dataset.mean, self.dataset.std) if normalize_input else None
+        return _Deployed(network, normalisation, softmax)
+
+    def expected_outputs(self, outputs: np.ndarray, softmax: bool) -> np.ndarray:
+        """Logits, or their probabilities."""
+        if not softmax:
+            return outputs
+        powers = np.exp(np.float64(outputs) - outputs.max(1, keepdims=True))
+        return powers / powers.sum(1, keepdims=True)
+
+    def decisions(self, outputs: np.ndarray) -> np.ndarray:
+        """Each image's class."""
+        return outputs.argmax(1)
+
+    def about(self) -> dict[str, Any]:
+        """Model, classes and how images are normalised."""
+        dataset = self.dataset
+        return {"task": self.config.task, "model": self.config.model.name, "input_shape": list(self.input_shape),
+                "mean": list(dataset.mean), "std": list(dataset.std), "classes": self.classes,
+                "class_names": dataset.class_names}
+
+
+def _width_of_classifier(weights: str) -> int:
+    """How many classes the network in a checkpoint tells apart: its classifier comes last."""
+    from rpg_ms.weights import read_weights
+
+    widths = [len(weight) for name, weight in read_weights(weights).items()
+              if name.endswith("weight") and weight.ndim >= 2]
+    return widths[-1] if widths else 1
 
 
 class _WithLoss(nn.Cell):
@@ -107,3 +182,22 @@ class _CountCorrect(nn.Cell):
     def construct(self, images, labels):
         predicted = ops.argmax(self.network(images), 1).astype(ms.int32)
         return (predicted == labels).astype(ms.int32).sum()
+
+
+class _Deployed(nn.Cell):
+    """A network as it is exported: images in, logits or probabilities out."""
+
+    def __init__(self, network, normalisation, softmax):
+        super().__init__(auto_prefix=False)  # the Parameters keep their names
+        self.network = network
+        self.normalize_input = normalisation is not None
+        if self.normalize_input:
+            mean, std = (np.float32(values).reshape(1, -1, 1, 1) for values in normalisation)
+            self.mean, self.std = ms.Tensor(mean), ms.Tensor(std)
+        self.softmax = softmax
+
+    def construct(self, images):
+        if self.normalize_input:
+            images = (images / 255 - self.mean) / self.std
+        outputs = self.network(images)
+        return ops.softmax(outputs, 1) if self.softmax else outputs

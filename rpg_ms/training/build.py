@@ -11,10 +11,8 @@ from mindspore import amp, nn
 
 from rpg_ms.cells import RankTerm, SoftThreshold, SparseTrainStep, StepOptions, WeightAverage, sparsify
 from rpg_ms.cells.masked import set_topology
-from rpg_ms.errors import UserError, one_line
+from rpg_ms.errors import UserError
 from rpg_ms.files import working_folder
-from rpg_ms.models import create_model
-from rpg_ms.models.flops import try_image
 from rpg_ms.pruning import Pruner
 from rpg_ms.weights import load_weights
 
@@ -33,9 +31,8 @@ def build_network(config, task, pretrained=None, mixed_precision=True):
         UserError: an unknown network, one that does not fit the task's images and classes, exclusions that match
             nothing, or weights that do not fit.
     """
-    model, (channels, size, _) = config.model, task.input_shape
-    network = create_model(model.name, task.classes, channels, size, model.width, model.pool_padding)
-    _check_fit(network, config, task)
+    model = config.model
+    network = task.network()
     try:
         found = sparsify(network, config.pruning.exclude)
     except ValueError as error:
@@ -49,21 +46,6 @@ def build_network(config, task, pretrained=None, mixed_precision=True):
     if mixed_precision and config.train.amp_level != "O0":
         network = _mixed_precision(network, config.train.amp_level)
     return network, found
-
-
-def _check_fit(network, config, task):
-    """Try one image, all zero: its size or the number of classes may not be what the network is made for."""
-    name, data = config.model.name, config.data.name
-    try:
-        returned = try_image(network, task.input_shape)
-    except Exception as error:  # of any kind, from anybody's network
-        size = " x ".join(str(n) for n in task.input_shape)
-        reason = one_line(str(error).partition("\n---")[0])[:200]
-        raise UserError(f"model.name: {name} cannot take images of {size} (data.name: {data}): {reason}") from None
-    shape = tuple(returned.shape) if isinstance(returned, ms.Tensor) else type(returned).__name__
-    if shape != (1, task.classes):
-        raise UserError(f"model.name: {name} returns {shape} for one image of {data}, not (1, {task.classes}), a number "
-                        "for each class")
 
 
 def _mixed_precision(network, level):
@@ -188,8 +170,11 @@ def idle_rank_term(config, step):
     return None
 
 
-def sink_size(config, device):
-    """How many plain steps run in one graph: `train.sink_size`, or by the device; 1 in PyNative mode."""
+def sink_size(config, device, steps_per_epoch):
+    """How many plain steps run in one graph: `train.sink_size`, or by the device; 1 in PyNative mode.
+
+    No more than there are between two logged lines and in an epoch, which the host looks at.
+    """
     if config.mode != "graph":
         return 1
     train = config.train

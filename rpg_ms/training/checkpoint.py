@@ -18,7 +18,7 @@ import numpy as np
 from mindspore import ops
 
 from rpg_ms.cells.train_step import AVERAGE
-from rpg_ms.errors import UserError, one_line
+from rpg_ms.errors import NotFinite, UserError, one_line
 from rpg_ms.files import atomic_path
 from rpg_ms.weights import load_weights, packed
 from rpg_ms.weights.files import has_checksum
@@ -131,7 +131,7 @@ def save(path, network, step_cell, state):
         state: dict of plain values; "step", "seconds" and "model" at least.
 
     Raises:
-        FloatingPointError: a parameter is not finite: such a checkpoint would be good for nothing.
+        NotFinite: a parameter is not finite: such a checkpoint would be good for nothing.
     """
     entries = {parameter.name: parameter for parameter in network.get_parameters()}
     parameters, values = step_cell.state()
@@ -139,7 +139,7 @@ def save(path, network, step_cell, state):
     for name, parameter in entries.items():
         array = parameter.asnumpy()
         if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise FloatingPointError(f"{name} is not finite")
+            raise NotFinite(f"{name} is not finite", state["step"])
     entries["rng:state"] = ms.get_rng_state()
     with atomic_path(path) as temporary:
         logging.disable(logging.CRITICAL)  # MindSpore logs what it raises as well

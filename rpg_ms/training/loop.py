@@ -2,183 +2,93 @@
 from __future__ import annotations
 
 import signal
-import time
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Callable, Iterator
 
 import numpy as np
 from tqdm import tqdm
 
-from rpg_ms.errors import CutShort, RunStopped, UserError
-from rpg_ms.training.checkpoint import Checkpoints, split_of
+from rpg_ms.errors import CutShort, NotFinite, RunStopped
+from rpg_ms.training.session import Session
 
 
-def train(config, task, network, found, step_cell, rates, folder, ranks):
+@dataclass(frozen=True)
+class Hook:
+    """Something that is done after the steps for which `is_due(step)` holds."""
+
+    is_due: Callable[[int], bool]
+    act: Callable[[], None]
+
+
+def train(config, task, network, found, step_cell, rates, folder, ranks) -> dict[str, Any]:
     """Train to the end, from the newest checkpoint in the folder if there is one; return the run's summary.
 
-    Args:
-        config: `rpg_ms.config.Config`.
-        task: what is trained for (`rpg_ms.tasks`).
-        network: the masked network.
-        found: its `Sparsified`.
-        step_cell: SparseTrainStep around it.
-        rates: learning rate of every step.
-        folder: `RunFolder`, on the first rank; `NoFolder` on the others.
-        ranks: `rpg_ms.training.distributed.Ranks`.
+    Arguments as of `rpg_ms.training.session.Session`.
 
     Raises:
-        RunStopped: the ranks' weights are no longer the same; the loss, a gradient or a weight is not finite; the disk
-            is full; an image cannot be read; a worker of the loader is dead; stdout is broken; or SIGTERM came, and a
-            checkpoint was written.
-        UserError: the checkpoints of a run that should go on are damaged, or of another number of steps or ranks, or
-            no update is left that could reach the target density.
+        RunStopped: the processes' weights are no longer the same; the loss, a gradient or a weight is not finite; the
+            disk is full; an image cannot be read; a worker of the loader is dead; stdout is broken; or SIGTERM came, and
+            a checkpoint was written.
+        UserError: as Session.
     """
-    total = len(rates)
-    checkpoints = Checkpoints(folder.path, config.checkpoint.keep, ranks)
-    state = checkpoints.restore(network, step_cell, tqdm.write)
-    if state is None:
-        state = {"model": config.model.name, "step": 0, "seconds": 0.0, "metrics_length": 0, "figures": {},
-                 "best": None, "best_step": None}
-    elif not folder.allow_changes:
-        _check_same_run(state, total, ranks.size)
-    if state["step"] > total:
-        raise UserError(f"{folder.path}: the run is at step {state['step']}, beyond the last, {total}")
-    if state["step"] > 0:
-        _check_target_in_reach(config, found, step_cell)
-    if folder.changes:  # a best checkpoint of another configuration, perhaps at another density, is none of this one
-        state.update(best=None, best_step=None)
-    ranks.check_same(state["step"], f"{folder.path}: the ranks go on after different steps")
-    ranks.check_equal(network, state["step"])
-    state.update(total_steps=total, ranks=ranks.size, split=split_of(config))
-    folder.begin()
-    folder.cut_metrics(state["metrics_length"])
-    if state["step"] > 0:
-        tqdm.write(f"going on after step {state['step']} of {total}")
-    else:
-        folder.log("start", **_counts(found))  # not all 1: weights to start from may be pruned
-    started = time.monotonic() - state["seconds"]
-    stop = False
-    losses = []  # (first step, loss or losses) since the last look: looking makes the host wait for the device
-
-    def check_losses():
-        for first, some in losses:
-            for step, loss in enumerate(np.atleast_1d(some.asnumpy()), first):
-                if not np.isfinite(loss):
-                    raise FloatingPointError(f"the loss is {loss}", step)
-        losses.clear()
-
-    def save_checkpoint(is_best=False):
-        check_losses()
-        ranks.average_statistics(network, step_cell.average)
-        now = {"step": step_cell.step_number, "seconds": round(time.monotonic() - started, 1),
-               "metrics_length": folder.metrics_length()}
-        try:
-            checkpoints.save(network, step_cell, {**state, **now}, is_best)
-        except FloatingPointError as error:
-            raise FloatingPointError(error.args[0], now["step"]) from None
-        state.update(now)
-
-    try:
-        with _sigterm() as terminated, tqdm(total=total, initial=state["step"], unit="step", disable=None) as bar:
-            every = config.checkpoint.every_steps
-            pauses = (config.train.log_every, task.steps_per_epoch, every or total)  # between them nothing is due
-            batches = iter(task.train_batches(state["step"], total))
-            while step_cell.step_number < total:
-                before = step_cell.step_number
-                if step_cell.can_sink() and all(before % pause + step_cell.sink_size <= pause for pause in pauses):
-                    loss = step_cell.sink([next(batches) for _ in range(step_cell.sink_size)])
-                else:
-                    loss = step_cell(*next(batches))
-                losses.append((before + 1, loss))
-                step = step_cell.step_number
-                if step == total and step_cell.record is None:
-                    step_cell.finish()
-                if step_cell.record is not None:
-                    check_losses()
-                    folder.log("topology", **vars(step_cell.record), digest=ranks.check_equal(network, step))
-                if step % config.train.log_every == 0 or step == total:
-                    check_losses()
-                    loss = float(ranks.gather(np.atleast_1d(loss.asnumpy())[-1]).mean())
-                    folder.log("train", step=step, epoch=step / task.steps_per_epoch, loss=loss, lr=rates[step - 1])
-                    bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
-                bar.update(step - before)
-                epoch, within = divmod(step, task.steps_per_epoch)
-                is_best = False
-                if within == 0 and (epoch % config.train.eval_every == 0 or step == total):
-                    ranks.average_statistics(network, step_cell.average)
-                    state["figures"] = _evaluate(task, network, step_cell)
-                    folder.log("evaluation", step=step, epoch=epoch, **state["figures"], **_counts(found))
-                    shown = "  ".join(f"{name} {value:.2f}" for name, value in state["figures"].items())
-                    tqdm.write(f"epoch {epoch}/{config.train.epochs}  density {found.density:.4f}  {shown}")
-                    if step_cell.pruner.at_target(step) and (state["best"] is None or state["figures"][task.metric] > state["best"]):
-                        state["best"], state["best_step"], is_best = state["figures"][task.metric], step, True
-                if within == 0 or (every and step % every == 0):
-                    save_checkpoint(is_best)
-                # Ranks must stop at the same step, so they ask each other, though not at every step.
-                if ranks.size == 1 or step % config.train.log_every == 0:
-                    stop = step < total and ranks.gather(np.uint8(len(terminated) > 0)).any()
-                if stop:
-                    if state["step"] != step:
-                        save_checkpoint()
-                    ranks.meet()  # the launcher ends all ranks when the first of them leaves
-                    raise RunStopped(f"stopped by SIGTERM after step {step} of {total}; {_last_good(state, checkpoints)}; "
-                                     f"--resume {folder.path} goes on", 128 + signal.SIGTERM)
-        summary = {**state["figures"], **_counts(found), "rank": found.rank, "steps": state["step"], "seconds": state["seconds"]}
-        folder.finish(summary)
-        return summary
-    except FloatingPointError as error:
-        step = error.args[1] if len(error.args) > 1 else step_cell.step_number + 1
-        raise RunStopped(f"{error.args[0]} at step {step}, learning rate {rates[min(step, total) - 1]:g}; "
-                         f"{_last_good(state, checkpoints)}") from None
-    except CutShort as error:
-        goes_on = f"; --resume {folder.path} goes on from it" if checkpoints.last.exists() else ""
-        raise RunStopped(f"{error}; the run had come to step {step_cell.step_number} of {total}; "
-                         f"{_last_good(state, checkpoints)}{goes_on}") from None
-    except OSError as error:
-        raise RunStopped(f"{folder.path}: cannot be written: {error.strerror}; {_last_good(state, checkpoints)}") from None
+    session = Session(config, task, network, found, step_cell, rates, folder, ranks)
+    hooks = hooks_of(session)
+    with _explained(session), _sigterm() as received, \
+            tqdm(total=session.total, initial=session.step, unit="step", disable=None) as session.bar:
+        batches = iter(task.train_batches(session.step, session.total))
+        while session.step < session.total:
+            before = session.step
+            inner = range(before + 1, before + step_cell.sink_size)
+            several = step_cell.can_sink() and not any(hook.is_due(step) for hook in hooks for step in inner)
+            session.advance(batches, several)
+            for hook in hooks:
+                if hook.is_due(session.step):
+                    hook.act()
+            session.bar.update(session.step - before)
+            # The processes must stop at the same step, so they ask each other, though not at every step.
+            if session.step < session.total and (ranks.size == 1 or session.step % config.train.log_every == 0):
+                if ranks.gather(np.uint8(len(received) > 0)).any():
+                    session.stop(128 + signal.SIGTERM, "SIGTERM")
+        return session.finish()
 
 
-def _check_same_run(state, total, ranks):
-    for what, was, now in (("ranks", state["ranks"], ranks), ("steps in all", state["total_steps"], total)):
-        if was != now:
-            raise UserError(f"the run began with {was} {what}, now it would have {now}, which changes the "
-                            "result; --allow_changes goes on all the same")
+def hooks_of(session: Session) -> tuple[Hook, ...]:
+    """What is done between the steps of a run, in this order."""
+    config, total, step_cell = session.config, session.total, session.step_cell
+    epoch, every = session.task.steps_per_epoch, config.checkpoint.every_steps
 
+    def evaluation_is_due(step: int) -> bool:
+        return step % epoch == 0 and (step // epoch % config.train.eval_every == 0 or step == total)
 
-def _check_target_in_reach(config, found, step_cell):
-    """A run that goes on with another calendar or target may be past the update that would reach it."""
-    pruner, step = step_cell.pruner, step_cell.step_number
-    if not pruner.method.prunes or pruner.reaches_target_after(step):
-        return
-    target = pruner.target(found.prunable)
-    if found.nonzero != target:
-        raise UserError(f"pruning.density: {config.pruning.density} keeps {target} weights; the run has {found.nonzero} "
-                        f"after step {step}, and no topology update is left to change that")
-
-
-def _evaluate(task, network, step_cell):
-    """The task's figures, and those of the averaged weights with "_ema" to their names."""
-    figures = task.evaluate(network)
-    if step_cell.average is not None:
-        with step_cell.average.in_place():
-            figures.update({f"{name}_ema": value for name, value in task.evaluate(network).items()})
-    step_cell.set_train()
-    return figures
-
-
-def _counts(found):
-    return {"density": found.density, "nonzero": found.nonzero, "prunable": found.prunable}
-
-
-def _last_good(state, checkpoints):
-    if not checkpoints.last.exists():
-        return "there is no checkpoint yet"
-    return f"the last good checkpoint is {checkpoints.last}, of step {state['step']}"
+    return (
+        Hook(lambda step: step == step_cell.step_number and step_cell.record is not None, session.log_topology),
+        Hook(lambda step: step % config.train.log_every == 0 or step == total, session.log_loss),
+        Hook(evaluation_is_due, session.evaluate),
+        Hook(lambda step: step % epoch == 0 or (every > 0 and step % every == 0), session.save_checkpoint),
+    )
 
 
 @contextmanager
-def _sigterm():
+def _explained(session: Session) -> Iterator[None]:
+    """Within the block what ends a run early becomes a RunStopped that says which checkpoint is good."""
+    try:
+        yield
+    except NotFinite as error:
+        raise RunStopped(f"{error} at step {error.step}, learning rate "
+                         f"{session.rates[min(error.step, session.total) - 1]:g}; {session.last_good()}") from None
+    except CutShort as error:
+        goes_on = f"; --resume {session.folder.path} goes on from it" if session.checkpoints.last.exists() else ""
+        raise RunStopped(f"{error}; the run had come to step {session.step} of {session.total}; "
+                         f"{session.last_good()}{goes_on}") from None
+    except OSError as error:
+        raise RunStopped(f"{session.folder.path}: cannot be written: {error.strerror}; {session.last_good()}") from None
+
+
+@contextmanager
+def _sigterm() -> Iterator[list[bool]]:
     """Within the block SIGTERM does not end the process: it fills the list that the block is given."""
-    received = []
+    received: list[bool] = []
     before = signal.signal(signal.SIGTERM, lambda *_: received.append(True))
     try:
         yield received

@@ -11,6 +11,7 @@ from rpg_ms.config import changed_keys, dump_config, load_config
 from rpg_ms.errors import UserError
 from rpg_ms.files import UNFINISHED, atomic_path
 from rpg_ms.json_files import NUMBER, read_json
+from rpg_ms.tasks import TASKS
 
 # Keys that do not change what a run computes; all others stand fast when it is resumed.
 FREE_ON_RESUME = ("checkpoint.every_steps", "checkpoint.keep", "data.root", "data.workers",
@@ -27,13 +28,18 @@ def other_configuration(config_path, config):
                      if key not in FREE_ON_RESUME)
 
 
-def read_summary(folder):
+def read_summary(folder, task):
     """The summary of a finished run, or None.
+
+    Args:
+        folder: the run's.
+        task: name in `rpg_ms.tasks.TASKS`, whose figures the summary must have.
 
     Raises:
         UserError: the file is damaged.
     """
-    return read_json(Path(folder) / "summary.json", {"top1": NUMBER, "steps": int, "seconds": NUMBER})
+    figures = {figure.name: NUMBER for figure in TASKS[task].figures}
+    return read_json(Path(folder) / "summary.json", {**figures, "steps": int, "seconds": NUMBER})
 
 
 def traces(folder):
@@ -63,6 +69,7 @@ class NoFolder:
     """The run's folder to the ranks that only read it; arguments as of `RunFolder`."""
 
     def __init__(self, config, resume=False, allow_changes=False):
+        self.config = config
         self.path = Path(config.output_dir)
         self.allow_changes = allow_changes
         config_path = str(self.path / "config.yaml")
@@ -70,7 +77,7 @@ class NoFolder:
 
     def summary(self):
         """The summary of a finished run, or None; with a changed configuration it may have become longer."""
-        return None if self.changes else read_summary(self.path)
+        return None if self.changes else read_summary(self.path, self.config.task)
 
     def begin(self):
         """Nothing."""
@@ -105,7 +112,6 @@ class RunFolder(NoFolder):
 
     def __init__(self, config, resume=False, allow_changes=False, overwrite=False):
         super().__init__(config, resume, allow_changes)
-        self.config = config
         try:
             self._make_ready(overwrite, resume)
         except OSError as error:

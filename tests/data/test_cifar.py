@@ -54,7 +54,7 @@ def test_customary_shape_and_augmentation(tmp_path):
     dataset = load_dataset(DataConfig(name="cifar10", root=str(tmp_path)), 0)
     assert (dataset.classes, dataset.channels, dataset.size) == (10, 3, 32)
     assert len(dataset.class_names) == 10 and dataset.class_names[3] == "cat"
-    crop = dataset.train_transform[0]
+    crop = dataset.train_transform[0].function
     assert (crop.size, crop.padding) == ((32, 32), (4, 4, 4, 4))
     assert len(dataset.train_transform) == 3 and len(dataset.test_transform) == 1
 

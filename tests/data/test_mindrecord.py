@@ -46,7 +46,7 @@ def test_worker_processes_read_what_this_one_reads(records):
     dataset = load(records)
     dataset.train.image(0)  # opens the files here before the workers are forked
     samples = TrainSamples(dataset.train, dataset.train_transform, 6, 1, 0, 9)
-    wanted, found = ([(images.asnumpy(), labels.asnumpy()) for images, labels in batches(samples, 6, workers)]
+    wanted, found = ([tuple(array.asnumpy() for array in batch.values()) for batch in batches(samples, 6, workers)]
                      for workers in (1, 2))
     assert len(wanted) == len(found) == 9
     assert all(np.array_equal(a, b) for one, other in zip(wanted, found) for a, b in zip(one, other))

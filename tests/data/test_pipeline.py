@@ -5,6 +5,7 @@ from PIL import Image
 from rpg_ms.config import DataConfig
 from rpg_ms.data.datasets import ImageSet, load_dataset
 from rpg_ms.data.pipeline import EvalSamples, Mix, TrainSamples, batches
+from rpg_ms.data.transforms import OnImage
 from rpg_ms.errors import UserError
 
 
@@ -13,12 +14,12 @@ def numbered(n):
     return ImageSet(lambda i: Image.fromarray(np.full((4, 4), i, np.uint8)), np.arange(n, dtype=np.int32))
 
 
-
-TO_ARRAY = [lambda image: np.asarray(image, np.float32)[None]]
+TO_ARRAY = [OnImage(lambda image: np.asarray(image, np.float32)[None])]
+PADDING = {"label": np.int32(-1)}
 
 
 def labels(samples):
-    return [int(samples[i][1]) for i in range(len(samples))]
+    return [int(samples[i]["label"]) for i in range(len(samples))]
 
 
 def test_an_epoch_is_a_permutation_and_the_next_another():
@@ -27,7 +28,7 @@ def test_an_epoch_is_a_permutation_and_the_next_another():
     drawn = labels(samples)
     first, second = drawn[:20], drawn[20:]
     assert len(set(first)) == len(set(second)) == 20 and first != second
-    assert [int(samples[i][0][0, 0, 0]) for i in range(40)] == drawn
+    assert [int(samples[i]["image"][0, 0, 0]) for i in range(40)] == drawn
 
 
 def test_any_step_can_be_the_first():
@@ -36,20 +37,20 @@ def test_any_step_can_be_the_first():
     make = lambda first: TrainSamples(dataset.train, dataset.train_transform, 8, 3, first, 3000)
     whole, late = make(0), make(2217)
     for i in (0, 5, 8, 60):
-        image, label = late[i]
-        wanted, wanted_label = whole[2217 * 8 + i]
-        assert label == wanted_label and np.array_equal(image, wanted)
+        sample, wanted = late[i], whole[2217 * 8 + i]
+        assert sample["label"] == wanted["label"] and np.array_equal(sample["image"], wanted["image"])
 
 
 def test_augmentation_depends_on_epoch_and_seed_but_not_on_order_of_calls():
     dataset = load_dataset(DataConfig(), 0)
     samples = TrainSamples(dataset.train, dataset.train_transform, 8, 3, 0, 3000)
-    once = samples[17][0]
+    once = samples[17]["image"]
     samples[40]
-    assert np.array_equal(samples[17][0], once)
+    assert np.array_equal(samples[17]["image"], once)
     image = int(samples._epoch_order(0)[17])
     later = int(np.flatnonzero(samples._epoch_order(1) == image)[0]) + 1500 * 8
-    assert samples[later][1] == dataset.train.labels[image] and not np.array_equal(samples[later][0], once)
+    assert samples[later]["label"] == dataset.train.labels[image]
+    assert not np.array_equal(samples[later]["image"], once)
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 4])
@@ -64,7 +65,7 @@ def test_ranks_share_every_global_batch_without_overlap(ranks):
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])
 @pytest.mark.parametrize("n", [1, 7, 8, 9, 50])
 def test_evaluation_sees_every_image_once_at_any_world_size(n, ranks):
-    shares = [labels(EvalSamples(numbered(n), TO_ARRAY, 4, rank, ranks)) for rank in range(ranks)]
+    shares = [labels(EvalSamples(numbered(n), TO_ARRAY, 4, PADDING, rank, ranks)) for rank in range(ranks)]
     assert sorted(label for share in shares for label in share if label >= 0) == list(range(n))
     assert len({len(share) for share in shares}) == 1 and len(shares[0]) % 4 == 0
 
@@ -72,7 +73,7 @@ def test_evaluation_sees_every_image_once_at_any_world_size(n, ranks):
 def test_batches_come_in_order_with_workers_too():
     samples = TrainSamples(numbered(64), TO_ARRAY, 8, 1, 0, 12)
     for workers in (1, 2):
-        found = [batch[1].asnumpy().tolist() for batch in batches(samples, 8, workers)]
+        found = [batch["label"].asnumpy().tolist() for batch in batches(samples, 8, workers)]
         assert [label for batch in found for label in batch] == labels(samples)
 
 
@@ -86,7 +87,7 @@ def test_validation_part_is_cut_out_of_the_training_images():
 
 
 def all_of(iterator):
-    return [tuple(tensor.asnumpy() for tensor in batch) for batch in iterator]
+    return [tuple(tensor.asnumpy() for tensor in batch.values()) for batch in iterator]
 
 
 def equal(one, other):
@@ -110,7 +111,7 @@ def test_any_number_of_workers_and_any_first_step_give_the_same_batches(mixing):
 def mixed(mixup, cutmix, seed=3, rank=0, first=0, batch=0):
     images = np.random.default_rng(1).standard_normal((6, 2, 16, 16)).astype(np.float32)
     labels = np.arange(6, dtype=np.int32)
-    out, shares = Mix(mixup, cutmix, 7, seed, first, rank)(batch, images.copy(), labels)
+    out, shares = Mix(mixup, cutmix, 7, seed, first, rank)(batch, {"image": images.copy(), "label": labels}).values()
     assert out.dtype == shares.dtype == np.float32 and shares.shape == (6, 7)
     assert np.allclose(shares.sum(1), 1)
     return images, out, shares
@@ -148,19 +149,19 @@ def test_an_unreadable_image_is_an_error_of_one_line_that_names_it(workers, capf
         if i == 17:
             raise UserError("some/where/ünreadable\udcff.jpg: not a readable image: truncated")  # no UTF-8
         return numbered(20).image(i)
-    samples = EvalSamples(ImageSet(image, np.arange(20, dtype=np.int32)), TO_ARRAY, 4)
+    samples = EvalSamples(ImageSet(image, np.arange(20, dtype=np.int32)), TO_ARRAY, 4, PADDING)
     seen = []
     with pytest.raises(UserError, match="^some/where/ünreadable\udcff.jpg: not a readable image: truncated$"):
-        for _, labels_of_batch in batches(samples, 4, workers):
-            seen += labels_of_batch.asnumpy().tolist()
+        for batch in batches(samples, 4, workers):
+            seen += batch["label"].asnumpy().tolist()
     assert seen == list(range(16))
     assert capfd.readouterr().err == ""
 
 
 def test_a_defect_in_a_transform_is_not_taken_for_a_mistake_of_the_user():
-    samples = EvalSamples(numbered(4), [lambda image: 1 / 0], 4)
+    samples = EvalSamples(numbered(4), [lambda sample: 1 / 0], 4, PADDING)
     with pytest.raises(ZeroDivisionError):
         list(batches(samples, 4, 1))
-    samples = EvalSamples(numbered(8), [lambda image: 1 / 0], 4)
+    samples = EvalSamples(numbered(8), [lambda sample: 1 / 0], 4, PADDING)
     with pytest.raises(RuntimeError, match="ZeroDivisionError"):
         list(batches(samples, 4, 2))

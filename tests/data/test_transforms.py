@@ -10,7 +10,7 @@ from rpg_ms.config import SCHEMAS
 from rpg_ms.data.datasets import ImageSet
 from rpg_ms.data.pipeline import TrainSamples
 from rpg_ms.data.rand_augment import OPERATIONS, RandAugment
-from rpg_ms.data.transforms import Normalise, transforms
+from rpg_ms.data.transforms import Normalise, apply, transforms
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CIFAR = dict(customary="crop_flip", size=32, native_size=32, padding=4, mean=MEAN, std=STD)
@@ -31,9 +31,7 @@ def test_the_crop_pads_with_zeros_before_normalisation():
     for seed in range(300):
         random.seed(seed)
         np.random.seed(seed)
-        out = white
-        for step in train:
-            out = step(out)
+        out = apply(train, {"image": white})["image"]
         values |= set(out[0].ravel().tolist())
         shifts.add((int((out[0] > 0).any(0).sum()), int((out[0] > 0).any(1).sum())))
     black, bright = -np.float32(0.485) / np.float32(0.229), (1 - np.float32(0.485)) / np.float32(0.229)
@@ -51,19 +49,19 @@ def test_augmentation_depends_on_seed_epoch_and_image_only(augment, channels):
     forwards = {}
     samples = TrainSamples(images, train, 4, 5, 0, 30)
     for i in range(120):
-        image, label = samples[i]
+        image, label = samples[i].values()
         forwards[i // 12, int(label)] = image
     random.seed(99)
     np.random.seed(99)
     late = TrainSamples(images, make(), 4, 5, 9, 30)
     for i in reversed(range(len(late))):
-        image, label = late[i]
+        image, label = late[i].values()
         assert np.array_equal(image, forwards[(i + 36) // 12, int(label)])
     variants = len({forwards[epoch, 0].tobytes() for epoch in range(10)})
     assert variants == 1 if augment == "none" else variants > 5
     other_seed = TrainSamples(images, train, 4, 6, 0, 3)
     changed = sum(not np.array_equal(image, forwards[0, int(label)])
-                  for image, label in map(other_seed.__getitem__, range(12)))
+                  for image, label in (other_seed[i].values() for i in range(12)))
     assert changed == 0 if augment == "none" else changed > 6
 
 

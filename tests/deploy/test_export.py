@@ -21,7 +21,7 @@ from rpg_ms.deploy import export as module
 from rpg_ms.deploy.export import export
 from rpg_ms.errors import UserError
 from rpg_ms.models import create_model, vgg_cifar
-from rpg_ms.tasks import Classification
+from rpg_ms.tasks import create_task
 from rpg_ms.training.distributed import ALONE
 
 
@@ -35,7 +35,7 @@ def pynative():
 
 @pytest.fixture(scope="module")
 def task():
-    return Classification(Config(model=ModelConfig(name="cifar_resnet8"), data=DataConfig(limit=96),
+    return create_task(Config(model=ModelConfig(name="cifar_resnet8"), data=DataConfig(limit=96),
                                  train=TrainConfig(batch_size=8, eval_batch_size=48)), ALONE)
 
 

@@ -11,7 +11,7 @@ from networks import Net
 from rpg_ms.config import Config, DataConfig, ModelConfig, OptimizerConfig
 from rpg_ms.errors import UserError
 from rpg_ms.models import create_model
-from rpg_ms.tasks import Classification
+from rpg_ms.tasks import create_task
 from rpg_ms.training.build import build_network, build_optimizer
 from rpg_ms.training.distributed import ALONE
 
@@ -46,7 +46,7 @@ def test_a_network_that_does_not_fit_is_refused(name, message, mode, tmp_path, m
     ms.set_context(mode=mode)
     config = Config(model=ModelConfig(name=name), data=DataConfig(limit=128))
     with pytest.raises(UserError, match=f"^model.name: {name} {message}") as error:
-        build_network(config, Classification(config, ALONE))
+        build_network(config, create_task(config, ALONE))
     assert "\n" not in str(error.value)
     assert ms.get_context("mode") == mode
 

@@ -14,7 +14,7 @@ from doors import TINY, door, refused
 from rpg_ms.config import Config, DataConfig, TrainConfig
 from rpg_ms.errors import UserError
 from rpg_ms.models import create_model
-from rpg_ms.tasks import Classification
+from rpg_ms.tasks import create_task
 from rpg_ms.training.distributed import ALONE
 
 FOLDERS = """
@@ -27,18 +27,17 @@ device_target: CPU
 
 
 def task(**train):
-    return Classification(Config(data=DataConfig(limit=64), train=TrainConfig(batch_size=8, **train)), ALONE)
+    return create_task(Config(data=DataConfig(limit=64), train=TrainConfig(batch_size=8, **train)), ALONE)
 
 
 def test_mixed_batches_have_shares_for_labels_and_go_on_in_mid_run():
     mixing = task(mixup=0.8, cutmix=1.0)
-    whole = [labels.asnumpy() for _, labels in mixing.train_batches(0, 12)]
-    late = [labels.asnumpy() for _, labels in mixing.train_batches(5, 12)]
+    whole = [batch["label"].asnumpy() for batch in mixing.train_batches(0, 12)]
+    late = [batch["label"].asnumpy() for batch in mixing.train_batches(5, 12)]
     assert whole[0].shape == (8, 10) and whole[0].dtype == np.float32
     assert np.array_equal(whole[5:], late)
-    _, labels = next(iter(mixing.test_batches()))
-    assert labels.dtype == ms.int32
-    assert next(iter(task().train_batches(0, 1)))[1].dtype == ms.int32
+    assert next(iter(mixing.test_batches()))["label"].dtype == ms.int32
+    assert next(iter(task().train_batches(0, 1)))["label"].dtype == ms.int32
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -55,14 +54,14 @@ def test_the_loss_of_shares_is_their_cross_entropy(smoothing):
 def test_evaluations_of_a_network_that_goes_on_changing():
     """One compiled cell serves them all; it must see new weights, training between them, and other networks."""
     one = task(eval_batch_size=10 ** 6)
-    assert next(iter(one.test_batches()))[0].shape[0] == 64, "no padding beyond the images"
+    assert next(iter(one.test_batches()))["image"].shape[0] == 64, "no padding beyond the images"
     networks = []
     for seed in (0, 1):
         ms.set_seed(seed)
         networks.append(create_model("cifar_resnet8", 10, 1))
     for _ in range(2):
         for network in networks:
-            logits = network.set_train(False)(ms.Tensor(one.test_images(64))).asnumpy()
+            logits = network.set_train(False)(ms.Tensor(one.inputs(64))).asnumpy()
             correct = np.mean(logits.argmax(1) == one.dataset.test.labels)
             network.set_train(True)
             assert one.evaluate(network)["top1"] == 100 * correct
@@ -74,7 +73,7 @@ def test_evaluations_of_a_network_that_goes_on_changing():
 
 def test_an_odd_batch_cannot_be_mixed():
     with pytest.raises(UserError, match="train.batch_size: 7 is odd"):
-        Classification(Config(data=DataConfig(limit=64), train=TrainConfig(batch_size=7, cutmix=1.0)), ALONE)
+        create_task(Config(data=DataConfig(limit=64), train=TrainConfig(batch_size=7, cutmix=1.0)), ALONE)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,49 @@
+"""What the rest of the package asks a task."""
+from __future__ import annotations
+
+from typing import Any, Iterator, Protocol
+
+import mindspore as ms
+import numpy as np
+from mindspore import nn
+
+Batch = dict[str, ms.Tensor]  # named arrays, each with the batch first
+
+
+class Task(Protocol):
+    """A network, its data, its loss and its figures (`rpg_ms.tasks.TASKS` has their labels).
+
+    Attributes:
+        input_shape: shape of one input of the network, without the batch.
+        steps_per_epoch: training steps in one pass over the training data of all processes.
+    """
+
+    input_shape: tuple[int, ...]
+    steps_per_epoch: int
+
+    def network(self) -> nn.Cell:
+        """A fresh network, which fits the data; UserError if it does not."""
+
+    def train_batches(self, first_step: int, last_step: int) -> Iterator[Batch]:
+        """This process's batches of the steps `first_step + 1 .. last_step`."""
+
+    def with_loss(self, network: nn.Cell) -> nn.Cell:
+        """The network with its loss: a Cell from the arrays of a training batch, in their order, to a scalar."""
+
+    def evaluate(self, network: nn.Cell) -> dict[str, float]:
+        """The task's figures over the test data of all processes; leaves the network in inference mode."""
+
+    def inputs(self, count: int, raw: bool = False) -> np.ndarray:
+        """The first `count` test inputs, `[count, *input_shape]` float32: as the network takes them, or `raw` pixels."""
+
+    def deployed(self, network: nn.Cell, normalize_input: bool, softmax: bool) -> nn.Cell:
+        """The network as it is exported."""
+
+    def expected_outputs(self, outputs: np.ndarray, softmax: bool) -> np.ndarray:
+        """What an exported network should return where the network returns `outputs`."""
+
+    def decisions(self, outputs: np.ndarray) -> np.ndarray:
+        """What is decided by the outputs, exactly the same before and after an export, such as each image's class."""
+
+    def about(self) -> dict[str, Any]:
+        """What a program needs to know to use an exported file, as plain values."""

@@ -1,0 +1,205 @@
+"""A training run under way: how far it has come, and what can be done between two of its steps."""
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Iterator, Optional
+
+import mindspore as ms
+import numpy as np
+from tqdm import tqdm
+
+from rpg_ms.errors import NotFinite, RunStopped, UserError
+from rpg_ms.tasks import TASKS
+from rpg_ms.training.checkpoint import Checkpoints, split_of
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run has come, as its checkpoints say it.
+
+    Args:
+        model, split: what is trained, and the keys that say which training images are held out.
+        total_steps, ranks: the run's length, and how many processes it has.
+        step, seconds: steps made and seconds spent on them.
+        metrics_length: bytes of metrics.jsonl by then.
+        figures: those of the last evaluation.
+        best, best_step: the best of the figure that chooses the best checkpoint, and when that was.
+    """
+
+    model: str
+    split: dict[str, Any]
+    total_steps: int
+    ranks: int
+    step: int = 0
+    seconds: float = 0.0
+    metrics_length: int = 0
+    figures: dict[str, float] = field(default_factory=dict)
+    best: Optional[float] = None
+    best_step: Optional[int] = None
+
+
+class Session:
+    """A run with everything that it is made of, from its newest checkpoint on if there is one.
+
+    Args:
+        config: `rpg_ms.config.Config`.
+        task: what is trained for (`rpg_ms.tasks`).
+        network: the masked network.
+        found: its `Sparsified`.
+        step_cell: SparseTrainStep around it.
+        rates: learning rate of every step.
+        folder: `RunFolder`, in the first process; `NoFolder` in the others.
+        ranks: `rpg_ms.training.distributed.Ranks`.
+
+    Raises:
+        UserError: the checkpoints are damaged, or of another number of steps or processes, or no update is left that
+            could reach the target density.
+    """
+
+    def __init__(self, config, task, network, found, step_cell, rates, folder, ranks):
+        self.config, self.task, self.network, self.found = config, task, network, found
+        self.step_cell, self.rates, self.folder, self.ranks = step_cell, rates, folder, ranks
+        self.total = len(rates)
+        self.checkpoints = Checkpoints(folder.path, config.checkpoint.keep, ranks)
+        self.bar: Optional[tqdm] = None
+        self._losses: list[tuple[int, ms.Tensor]] = []  # not looked at yet: looking makes the host wait for the device
+        self._loss: Optional[ms.Tensor] = None
+        self._is_best = False
+        self.progress = self._restore()
+        folder.begin()
+        folder.cut_metrics(self.progress.metrics_length)
+        if self.step > 0:
+            tqdm.write(f"going on after step {self.step} of {self.total}")
+        else:
+            folder.log("start", **self._counts())  # not all 1: weights to start from may be pruned
+        self._started = time.monotonic() - self.progress.seconds
+
+    @property
+    def step(self) -> int:
+        """The number of steps made."""
+        return self.step_cell.step_number
+
+    # -------------------------------------------------------------------------------------- from a checkpoint
+
+    def _restore(self) -> Progress:
+        fresh = Progress(self.config.model.name, split_of(self.config), self.total, self.ranks.size)
+        state = self.checkpoints.restore(self.network, self.step_cell, tqdm.write)
+        progress = fresh
+        if state is not None:
+            progress = Progress(**{one.name: state[one.name] for one in fields(Progress)})
+            if not self.folder.allow_changes:
+                self._check_same_run(progress)
+        if self.step > self.total:
+            raise UserError(f"{self.folder.path}: the run is at step {self.step}, beyond the last, {self.total}")
+        if self.step > 0:
+            self._check_target_in_reach()
+        if self.folder.changes:  # a best checkpoint of another configuration, perhaps at another density
+            progress = replace(progress, best=None, best_step=None)
+        self.ranks.check_same(self.step, f"{self.folder.path}: the ranks go on after different steps")
+        self.ranks.check_equal(self.network, self.step)
+        return replace(progress, total_steps=self.total, ranks=self.ranks.size, split=fresh.split)
+
+    def _check_same_run(self, earlier: Progress) -> None:
+        for what, was, now in (("ranks", earlier.ranks, self.ranks.size), ("steps in all", earlier.total_steps, self.total)):
+            if was != now:
+                raise UserError(f"the run began with {was} {what}, now it would have {now}, which changes the "
+                                "result; --allow_changes goes on all the same")
+
+    def _check_target_in_reach(self) -> None:
+        """A run that goes on with another calendar or target may be past the update that would reach it."""
+        pruner = self.step_cell.pruner
+        if not pruner.method.prunes or pruner.reaches_target_after(self.step):
+            return
+        target = pruner.target(self.found.prunable)
+        if self.found.nonzero != target:
+            raise UserError(f"pruning.density: {self.config.pruning.density} keeps {target} weights; the run has "
+                            f"{self.found.nonzero} after step {self.step}, and no topology update is left to change that")
+
+    # ------------------------------------------------------------------------------------------ steps
+
+    def advance(self, batches: Iterator, several: bool) -> None:
+        """Train one step, or as many as sink together in one graph."""
+        first = self.step + 1
+        if several:
+            self._loss = self.step_cell.sink([tuple(next(batches).values()) for _ in range(self.step_cell.sink_size)])
+        else:
+            self._loss = self.step_cell(*next(batches).values())
+        self._losses.append((first, self._loss))
+        if self.step == self.total and self.step_cell.record is None:
+            self.step_cell.finish()
+
+    def check_losses(self) -> None:
+        """Raise NotFinite for a loss since the last look that is not finite."""
+        for first, some in self._losses:
+            for step, loss in enumerate(np.atleast_1d(some.asnumpy()), first):
+                if not np.isfinite(loss):
+                    raise NotFinite(f"the loss is {loss}", step)
+        self._losses.clear()
+
+    # --------------------------------------------------------------------------------- between the steps
+
+    def log_topology(self) -> None:
+        """Log the topology update just made; the processes must agree on it."""
+        self.check_losses()
+        self.folder.log("topology", **vars(self.step_cell.record), digest=self.ranks.check_equal(self.network, self.step))
+
+    def log_loss(self) -> None:
+        """Log the last step's loss, the mean over the processes."""
+        self.check_losses()
+        loss = float(self.ranks.gather(np.atleast_1d(self._loss.asnumpy())[-1]).mean())
+        self.folder.log("train", step=self.step, epoch=self.step / self.task.steps_per_epoch, loss=loss,
+                        lr=self.rates[self.step - 1])
+        self.bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
+
+    def evaluate(self) -> None:
+        """Measure the task's figures, also of the averaged weights, whose names end with "_ema"."""
+        average = self.step_cell.average
+        self.ranks.average_statistics(self.network, average)
+        figures = self.task.evaluate(self.network)
+        if average is not None:
+            with average.in_place():
+                figures.update({f"{name}_ema": value for name, value in self.task.evaluate(self.network).items()})
+        self.step_cell.set_train()
+        epoch = self.step // self.task.steps_per_epoch
+        self.folder.log("evaluation", step=self.step, epoch=epoch, **figures, **self._counts())
+        shown = "  ".join(f"{name} {value:.2f}" for name, value in figures.items())
+        tqdm.write(f"epoch {epoch}/{self.config.train.epochs}  density {self.found.density:.4f}  {shown}")
+        self.progress = replace(self.progress, figures=figures)
+        figure, best = figures[TASKS[self.config.task].figure.name], self.progress.best
+        if self.step_cell.pruner.at_target(self.step) and (best is None or figure > best):
+            self.progress = replace(self.progress, best=figure, best_step=self.step)
+            self._is_best = True
+
+    def save_checkpoint(self) -> None:
+        """Write a checkpoint of this step."""
+        self.check_losses()
+        self.ranks.average_statistics(self.network, self.step_cell.average)
+        progress = replace(self.progress, step=self.step, seconds=round(time.monotonic() - self._started, 1),
+                           metrics_length=self.folder.metrics_length())
+        self.checkpoints.save(self.network, self.step_cell, asdict(progress), self._is_best)
+        self.progress, self._is_best = progress, False
+
+    def stop(self, status: int, by: str) -> None:
+        """Write a checkpoint, unless there is one of this step, and raise RunStopped."""
+        if self.progress.step != self.step:
+            self.save_checkpoint()
+        self.ranks.meet()  # the launcher ends all processes when the first of them leaves
+        raise RunStopped(f"stopped by {by} after step {self.step} of {self.total}; {self.last_good()}; "
+                         f"--resume {self.folder.path} goes on", status)
+
+    def finish(self) -> dict[str, Any]:
+        """Write the summary of the finished run and return it."""
+        summary = {**self.progress.figures, **self._counts(), "rank": self.found.rank, "steps": self.progress.step,
+                   "seconds": self.progress.seconds}
+        self.folder.finish(summary)
+        return summary
+
+    def last_good(self) -> str:
+        """Which checkpoint the run can go on from, in words."""
+        if not self.checkpoints.last.exists():
+            return "there is no checkpoint yet"
+        return f"the last good checkpoint is {self.checkpoints.last}, of step {self.progress.step}"
+
+    def _counts(self) -> dict[str, Any]:
+        return {"density": self.found.density, "nonzero": self.found.nonzero, "prunable": self.found.prunable}
