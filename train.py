@@ -1,58 +1,8 @@
 #!/usr/bin/env python3
-"""Train and prune a network: python train.py --config config/quickstart.yaml"""
-import rpg_ms.interrupts  # noqa: F401  before all else: Ctrl-C ends also what is still being imported
-import json
-import os
+"""Train and prune a network: python train.py --config config/quickstart.yaml
 
-from rpg_ms.config import OneLineParser, add_shared_arguments, load_config
-from rpg_ms.errors import front_door
-
-
-def main():
-    parser = OneLineParser(description=__doc__)
-    add_shared_arguments(parser)
-    parser.add_argument("--resume", metavar="RUN_FOLDER", help="let the run in this folder go on; auto: the run in the "
-                        "output folder if there is one, else start it")
-    parser.add_argument("--allow_changes", action="store_true",
-                        help="resume with a configuration that changes the result")
-    parser.add_argument("--overwrite", action="store_true", help="replace an earlier run in the output folder")
-    args = parser.parse_args()
-    if args.resume and args.overwrite:
-        parser.error("--resume and --overwrite contradict each other")
-    resume_folder = None if args.resume in (None, "auto") else args.resume
-    if resume_folder is not None and args.output_dir not in (None, resume_folder):
-        parser.error("--resume RUN_FOLDER and --output_dir name different folders; a run goes on where it is")
-    config = load_config(args.config, args.set, seed=args.seed, device_target=args.device_target,
-                         output_dir=resume_folder or args.output_dir)
-    if resume_folder is not None and not os.path.isfile(os.path.join(resume_folder, "config.yaml")):
-        parser.error(f"--resume: {resume_folder} is not the folder of a run: it has no config.yaml")
-
-    from rpg_ms.tasks import create_task
-    from rpg_ms.training import build, device, distributed
-    from rpg_ms.training.loop import train
-    from rpg_ms.training.run_folder import NoFolder, RunFolder
-
-    target = device.set_up(config)
-    ranks = distributed.join()
-    task = create_task(config, ranks)
-    network, found = build.build_network(config, task, config.model.pretrained)
-    ranks.broadcast(network)
-    step, rates = build.build_train_step(config, task, network, found.layers, target, ranks)
-    resume = args.resume is not None
-    folder = RunFolder(config, resume, args.allow_changes, args.overwrite) if ranks.first \
-        else NoFolder(config, resume, args.allow_changes)
-    ranks.meet()  # the first rank has made the folder ready
-    summary = folder.summary()
-    ranks.check_same(summary is not None, f"{config.output_dir}: finished (1) or not (0)")
-    if summary is None:
-        print(f"{config.model.name} on {config.data.name}: {len(found.layers)} layers, {found.prunable} prunable "
-              f"weights, {len(rates)} steps on {ranks.size} x {target}", flush=True)
-        note = build.idle_rank_term(config, step)
-        if note is not None:
-            print(note, flush=True)
-        summary = train(config, task, network, found, step, rates, folder, ranks)
-    print(json.dumps(summary))
-
+The same as `rpg-ms train`."""
+from rpg_ms.commands import run
 
 if __name__ == "__main__":
-    front_door(main)
+    run("train")

@@ -86,12 +86,11 @@ def _ignore_ctrl_c():
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def run_missing(cells, train_script, output_dir, write):
+def run_missing(cells, output_dir, write):
     """Run what is not finished, one after the other, with a line on stdout each; a failure ends no other.
 
     Args:
         cells: list of `rpg_ms.compare.cells.Cell`.
-        train_script: path of train.py.
         output_dir: folder of the cells' folders.
         write: called before the first run and after every run with the failures so far.
 
@@ -106,7 +105,7 @@ def run_missing(cells, train_script, output_dir, write):
             if cell.summary() is not None:
                 print(f"{_in_words(cell)}, there already", flush=True)
                 continue
-            failure = None if interruption.signal else _run(cell, train_script, interruption, lock)
+            failure = None if interruption.signal else _run(cell, interruption, lock)
             if interruption.signal and cell.summary() is None:
                 print("stopped", flush=True)
                 break
@@ -123,7 +122,7 @@ def _in_words(cell):
     return f"{figure.label} {summary[figure.name]:.2f} {figure.unit}, {summary['seconds'] / 60:.1f} min"
 
 
-def _run(cell, train_script, interruption, lock):
+def _run(cell, interruption, lock):
     """Train a cell to its end, from its last checkpoint if there is one; what it prints goes to train.log.
 
     Returns None, or in one line why the run failed.
@@ -134,7 +133,7 @@ def _run(cell, train_script, interruption, lock):
             path.write_text(json.dumps(environment(), indent=2) + "\n", encoding="utf-8")
         with open(cell.folder / "train.log", "a+b") as log:
             start = log.seek(0, os.SEEK_END)
-            status = interruption.call([sys.executable, str(train_script), *cell.arguments], pass_fds=[lock],
+            status = interruption.call([sys.executable, "-m", "rpg_ms", "train", *cell.arguments], pass_fds=[lock],
                                        stdin=subprocess.DEVNULL, stdout=log, stderr=log)
             log.seek(start)
             printed = log.read().decode(errors="replace")
@@ -149,7 +148,7 @@ def _run(cell, train_script, interruption, lock):
 def reason(printed: str, status: int) -> str:
     """One line on why a run failed, from what it printed and its exit status."""
     lines = [line for line in printed.splitlines() if line.strip()]
-    errors = [line for line in lines if re.match(r"(train\.py: error: |[\w.]+(Error|Exception)\b)", line)]
-    said = (errors or lines or ["it printed nothing"])[-1].strip().replace("train.py: error: ", "")[:300]
+    errors = [line for line in lines if re.match(r"(rpg-ms train: error: |[\w.]+(Error|Exception)\b)", line)]
+    said = (errors or lines or ["it printed nothing"])[-1].strip().replace("rpg-ms train: error: ", "")[:300]
     ended = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
     return f"{said} ({ended})"
