@@ -21,7 +21,9 @@ def main():
                         help="size of the images, where it matters (default 224)")
     parser.add_argument("--width", type=float, default=1.0, help="factor on the channels of a CIFAR ResNet")
     parser.add_argument("--entry",
-                        help="which entry of a PyTorch checkpoint (default: the averaged weights, if any)")
+                        help="which entry of a PyTorch checkpoint, a.b for one in another (default: the averaged "
+                             "weights, if any)")
+    parser.add_argument("--prefix", help="take only the names with this prefix (default: all; a prefix is found)")
     parser.add_argument("--allow", action="append", default=[], metavar="PATTERN",
                         help="names that may be missing, unused or of another shape; may be repeated")
     args = parser.parse_args()
@@ -37,7 +39,7 @@ def main():
 
     network = create_model(args.model, args.num_classes, args.in_channels, args.image_size, args.width)
     found = sparsify(network)
-    load_weights(args.source, network, found, args.allow, args.entry, "--allow")
+    load_weights(args.source, network, found, args.allow, args.entry, args.prefix, "--{}")
     write_weights(args.target, network)
     print(json.dumps({"file": args.target, "model": args.model, "density": found.density,
                       "nonzero": found.nonzero, "prunable": found.prunable}))

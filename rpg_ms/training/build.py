@@ -47,7 +47,7 @@ def build_network(config, task, pretrained=None, mixed_precision=True):
     if pretrained is not None:
         try:
             load_weights(pretrained, network, found, model.pretrained_allow, model.pretrained_entry,
-                         "model.pretrained_allow")
+                         model.pretrained_prefix, "model.pretrained_{}")
         except UserError as error:
             raise UserError(f"model.pretrained: {error}") from None
     if mixed_precision and config.train.amp_level != "O0":

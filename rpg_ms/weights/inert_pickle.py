@@ -14,7 +14,7 @@ DTYPES = {"Double": "<f8", "Float": "<f4", "Half": "<f2", "BFloat16": "bfloat16"
           "Short": "<i2", "Char": "<i1", "Byte": "<u1", "Bool": "<b1", "ComplexFloat": "<c8", "ComplexDouble": "<c16",
           "QInt8": "<i1", "QUInt8": "<u1", "QInt32": "<i4", "Untyped": "<u1"}
 STORAGES = {f"{module}.{name}Storage": dtype for name, dtype in DTYPES.items() for module in ("torch", "torch.storage")}
-PLAIN_KEYS = (str, int, float, bool, bytes, type(None))
+MOST_SIDES = 32  # of a tensor; NumPy takes no more
 
 Storage = namedtuple("Storage", "dtype key size")
 Tensor = namedtuple("Tensor", "storage offset shape strides")
@@ -39,7 +39,8 @@ class StandIn:
 def _rebuild_tensor(storage, offset, shape, strides, *_):
     if isinstance(storage, StandIn):  # of a type that is not known here
         return storage
-    if not isinstance(storage, Storage) or not all(type(i) is int for i in (offset, *shape, *strides)):
+    sides = all(type(part) in (tuple, list) and len(part) <= MOST_SIDES for part in (shape, strides))
+    if not isinstance(storage, Storage) or not sides or not all(type(i) is int for i in (offset, *shape, *strides)):
         raise pickle.UnpicklingError("a tensor without a storage or a shape")
     return Tensor(storage, offset, tuple(shape), tuple(strides))
 
@@ -53,14 +54,7 @@ def _rebuild_from_type(function, _, args, *__):
 
 
 def _ordered_dict(items=()):
-    return _put({}, [part for item in items for part in item])
-
-
-def _encode(text, encoding="latin1"):
-    """How protocol 2 writes bytes."""
-    if not isinstance(text, str) or encoding != "latin1":
-        return StandIn("_codecs.encode", ())
-    return text.encode("latin1")
+    return _put({}, [part for key, value in items for part in (key, value)])
 
 
 def _reconstructor(kind, *_):
@@ -77,8 +71,7 @@ FUNCTIONS = {
     "torch._utils._rebuild_device_tensor_from_numpy": _first,
     "torch._utils._rebuild_device_tensor_from_cpu_tensor": _first,
     "torch._tensor._rebuild_from_type_v2": _rebuild_from_type,
-    "torch.Size": lambda sides=(): tuple(sides),
-    "_codecs.encode": _encode,
+    "torch.Size": lambda sides=(): sides,
     "copyreg._reconstructor": _reconstructor,
     "copy_reg._reconstructor": _reconstructor,
 }
@@ -90,21 +83,22 @@ def _name(function):
 
 def _made(function, args):
     """What a call of a function or class stands for."""
-    name, args = _name(function), tuple(args) if isinstance(args, (list, tuple)) else ()
+    name, args = _name(function), args if type(args) is tuple else ()
     return FUNCTIONS[name](*args) if name in FUNCTIONS else StandIn(name, args)
 
 
 def _put(target, items):
-    """Keys and values, by turns, into a dict. No key but the plain ones is hashed, as deep ones end the process."""
+    """Keys and values, by turns, into a dict. Only texts are hashed: to hash a deep tuple can end the process."""
     for key, value in zip(items[::2], items[1::2]):
-        target[key if type(key) in PLAIN_KEYS else StandIn("a key", ())] = value
+        target[key if type(key) is str else StandIn("a key", ())] = value
     return target
 
 
 class InertUnpickler(pickle._Unpickler):  # the one in Python, in which every operation can be replaced
-    """Reads a pickle to None, bool, int, float, str, bytes, list, tuple, dict, `Tensor` and `StandIn`.
+    """Reads a pickle to None, bool, int, float, str, bytes, list, tuple, dict, `Tensor` and `StandIn`; keys are texts.
 
-    Memory is in proportion to the file, and nothing outside this module is called.
+    Nothing outside this module is called, and memory is in proportion to the file: nothing is copied that the file
+    can refer to many times.
 
     Raises:
         Exception: nearly any, if the pickle is damaged.
@@ -135,7 +129,7 @@ class InertUnpickler(pickle._Unpickler):  # the one in Python, in which every op
         return self.storages.setdefault(key, Storage(STORAGES[dtype.name], key, size))
 
     def _instantiate(self, kind, args):  # INST and OBJ
-        self.append(_made(kind, args))
+        self.append(_made(kind, tuple(args)))
 
     def _reduce(self):
         args, function = self.stack.pop(), self.stack.pop()

@@ -19,6 +19,7 @@ LEGACY_MAGIC = 0x1950a86a20f9469cfc6c
 LEGACY_PROTOCOL = 1001
 LARGER = 16  # times the file: what all its tensors together may take, as several may be views of one storage
 LONGEST = 10 ** 7  # characters of all the names in a pickled module
+MODULE_PARTS = ("_parameters", "_buffers", "_modules")
 
 
 def is_pytorch(head):
@@ -101,7 +102,7 @@ def _read_legacy(file):
     content = main.load()
     storages = {}
     for key in InertUnpickler(file).load():
-        if key not in main.storages:
+        if type(key) is not str or key not in main.storages:
             raise pickle.UnpicklingError("a storage of an unknown type")
         storage = main.storages[key]
         size = int.from_bytes(file.read(8), "little")
@@ -148,8 +149,8 @@ class _Resolver:
             result = self.resolved(item.entries)
         elif _is_module(item):
             result = self.resolved(_state_dict(item))
-        elif item.args is not None:
-            result = _numpy_array(item)
+        elif _numpy_parts(item):
+            result = self._numpy_array(*_numpy_parts(item))
         self.done[id(item)] = item, result
         return result
 
@@ -163,49 +164,60 @@ class _Resolver:
             raise pickle.UnpicklingError(f"a tensor of shape {shape} and strides {strides}")
         if math.prod(shape) and last >= len(flat):
             raise pickle.UnpicklingError(f"a tensor that ends at {last} in a storage of {len(flat)} values")
-        self.left -= math.prod(shape) * flat.itemsize
-        if self.left < 0:
-            raise pickle.UnpicklingError(f"tensors of more than {LARGER} times the file's size")
+        self._spend(math.prod(shape) * flat.itemsize)
         bytes_ = [stride * flat.itemsize for stride in strides]
         return np.lib.stride_tricks.as_strided(flat[offset:], shape, bytes_).copy()
+
+    def _numpy_array(self, content, dtype, shape, order):
+        if isinstance(content, str):
+            self._spend(len(content))
+            content = content.encode("latin1")
+        return np.frombuffer(content, dtype).reshape(shape, order=order)
+
+    def _spend(self, size):
+        self.left -= size
+        if self.left < 0:
+            raise pickle.UnpicklingError(f"arrays of more than {LARGER} times the file's size")
 
 
 def _is_module(item):
     """Whether a stand-in is one of a torch.nn.Module."""
     return isinstance(item, StandIn) and type(item.state) is dict and all(
-        type(item.state.get(part)) is dict for part in ("_parameters", "_buffers", "_modules"))
+        type(item.state.get(part)) is dict for part in MODULE_PARTS)
 
 
 def _state_dict(module):
     """`{name: tensor}`: what a pickled module's `state_dict()` would give."""
     found, todo, length = {}, [("", module)], 0
     for prefix, module in todo:
-        state, passing = module.state, module.state.get("_non_persistent_buffers_set")
-        passing = passing.args[0] if isinstance(passing, StandIn) and passing.args else ()
-        values = {**state["_parameters"], **{name: value for name, value in state["_buffers"].items()
-                                             if name not in passing}}
-        named = [(name, value) for name, value in (*values.items(), *state["_modules"].items()) if type(name) is str]
-        length += sum(len(prefix) + len(name) + 1 for name, _ in named)
+        parameters, buffers, modules = (module.state[part] for part in MODULE_PARTS)
+        passing = module.state.get("_non_persistent_buffers_set")
+        passing = passing.args[0] if isinstance(passing, StandIn) and passing.args else []
+        length += sum(len(prefix) + len(name) for part in (parameters, buffers, modules) for name in part
+                      if type(name) is str) + len(parameters) + len(buffers) + len(modules) + len(passing)
         if length > LONGEST:  # modules can hold one another, and themselves
             raise pickle.UnpicklingError("a module of too many parts")
-        found.update((prefix + name, value) for name, value in named if name in values and value is not None)
-        todo.extend((f"{prefix}{name}.", part) for name, part in named if name in state["_modules"] and _is_module(part))
+        passing = {name for name in passing if type(name) is str}
+        for name, value in (*parameters.items(), *buffers.items()):
+            if type(name) is str and value is not None and name not in passing:
+                found[prefix + name] = value
+        todo.extend((f"{prefix}{name}.", part) for name, part in modules.items()
+                    if type(name) is str and _is_module(part))
     return found
 
 
-def _numpy_array(item):
-    """The array of numbers that a stand-in is one of, else the stand-in itself."""
+def _numpy_parts(item):
+    """`(content, dtype, shape, order)` of the NumPy array of numbers that a stand-in is one of, else None."""
     try:
         if item.name.endswith("multiarray._reconstruct"):
             _, shape, dtype, fortran, content = item.state
         elif item.name.endswith("numeric._frombuffer"):
-            content, dtype, shape, order = item.args
-            fortran = order == "F"
+            content, dtype, shape, fortran = *item.args[:3], item.args[3] == "F"
         else:
-            return item
-        if dtype.name != "numpy.dtype" or not re.fullmatch("[fiub][1248]", dtype.args[0]) or dtype.state[1] == ">":
-            return item
-        content = content.encode("latin1") if isinstance(content, str) else content
-        return np.frombuffer(content, dtype.args[0]).reshape(shape, order="F" if fortran else "C")
-    except (AttributeError, IndexError, TypeError, ValueError):  # of objects, say
-        return item
+            return None
+        if isinstance(content, StandIn) and content.name == "_codecs.encode":  # how protocol 2 writes bytes
+            content = content.args[0]
+        known = dtype.name == "numpy.dtype" and re.fullmatch("[fiub][1248]", dtype.args[0]) and dtype.state[1] != ">"
+    except (AttributeError, IndexError, TypeError, ValueError):
+        return None
+    return (content, dtype.args[0], shape, "F" if fortran else "C") if known and type(content) in (str, bytes) else None

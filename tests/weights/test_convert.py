@@ -262,7 +262,7 @@ def test_the_message_says_what_to_do_and_is_not_endless(tmp_path):
     write_weights(tmp_path / "x.ckpt", build("cifar_resnet20")[0])
     network, found = build()
     with pytest.raises(UserError) as error:
-        load_weights(tmp_path / "x.ckpt", network, found, allow_with="--allow")
+        load_weights(tmp_path / "x.ckpt", network, found, keys="--{}")
     text = str(error.value)
     assert "x.ckpt does not fit the network: not used: layer1.1.conv1.weight" in text and " and " in text
     assert text.endswith("what may differ is named by --allow") and len(text) < 500 and "\n" not in text
@@ -270,7 +270,7 @@ def test_the_message_says_what_to_do_and_is_not_endless(tmp_path):
 
 @pytest.mark.parametrize("name, content, message", [
     ("x.safetensors", (50).to_bytes(8, "little") + b"{" + b" " * 10, "not a safetensors file, or damaged"),
-    ("x.safetensors", b"", "not a checkpoint of MindSpore, PyTorch or safetensors"),
+    ("x.safetensors", b"", "an empty file"),
     ("x.ckpt", b"hello", "not a checkpoint of MindSpore, PyTorch or safetensors"),
     ("x.pth", b"PK\x03\x04 and no more", "not a PyTorch file that can be read safely, or damaged"),
     ("x.safetensors", b"\2\0\0\0\0\0\0\0{}", "holds no weights"),
