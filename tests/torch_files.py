@@ -45,8 +45,6 @@ class _Pickler(pickle.Pickler):
         return pid + (None,) if self.legacy else pid
 
     def reducer_override(self, obj):
-        if isinstance(obj, type) and obj.__module__ not in sys.modules:
-            raise pickle.PicklingError(f"{obj}: save() has to know its module")
         if not isinstance(obj, Tensor):
             return NotImplemented
         storage = _Storage(str(id(obj.storage)), obj.kind, obj.storage)
@@ -72,12 +70,14 @@ class Array:
 class Named:
     """An object of a class that only the file knows: `module.name`, called with `args`, with `state`."""
 
+    kinds = {}
+
     def __init__(self, name, args=(), state=None):
         self.name, self.args, self.state = name, args, state
+        self.kinds.setdefault(name, _global(*name.rsplit(".", 1)))
 
     def __reduce__(self):
-        module, _, name = self.name.rpartition(".")
-        return (_global(module, name), self.args) + (() if self.state is None else (self.state,))
+        return (self.kinds[self.name], self.args) + (() if self.state is None else (self.state,))
 
 
 def module(parameters=(), buffers=(), modules=(), not_saved=()):
@@ -93,6 +93,11 @@ def save(path, content, legacy=False, compression=zipfile.ZIP_STORED):
     for kind in [*STORAGES.values(), "BFloat16Storage"]:
         setattr(modules["torch"], kind, _global("torch", kind))
     modules["torch._utils"]._rebuild_tensor_v2 = _global("torch._utils", "_rebuild_tensor_v2")
+    for kind in Named.kinds.values():
+        parts = kind.__module__.split(".")
+        for end in range(1, len(parts) + 1):  # a module is only found if those above it are
+            modules.setdefault(".".join(parts[:end]), types.ModuleType(".".join(parts[:end])))
+        setattr(modules[kind.__module__], kind.__name__, kind)
     before = {name: sys.modules.get(name) for name in modules}
     sys.modules.update(modules)
     try:

@@ -18,7 +18,7 @@ from rpg_ms.weights.inert_pickle import InertUnpickler, StandIn, Tensor
 LEGACY_MAGIC = 0x1950a86a20f9469cfc6c
 LEGACY_PROTOCOL = 1001
 LARGER = 16  # times the file: what all its tensors together may take, as several may be views of one storage
-LONGEST = 10 ** 7  # characters of all the names in a pickled module
+LONGEST = 2 * 10 ** 6  # characters of all the names in a pickled module
 MODULE_PARTS = ("_parameters", "_buffers", "_modules")
 
 
