@@ -57,8 +57,8 @@ class ModelConfig(Group):
         (), strict=False, description="Name patterns of what may differ between model.pretrained and the network."
     )
     pretrained_entry: Optional[str] = Field(
-        None, min_length=1, description="Entry of a PyTorch checkpoint, a.b for one in another; null: averaged weights, "
-        "else the weights."
+        None, min_length=1, description="Entry of a PyTorch checkpoint, a.b for one in another; null: averaged "
+        "weights, else the weights."
     )
     pretrained_prefix: Optional[str] = Field(
         None, min_length=1, description="Only what has this prefix in model.pretrained; null: all, and the prefix is "

@@ -129,8 +129,8 @@ def _matched(path, contents, network, prefix, keys):
         same = all(map(contents.beside, matched)) or all(
             np.array_equal(tensors[name], tensors[names[own]]) for name, own in matched.items() if own in names)
         if not same and 2 * len(names) >= len(pytorch_names(network)):
-            raise UserError(f"{path}: names under {start!r} and under {rival!r} fit the network alike; name one of the two "
-                            f"by {_key(keys, 'prefix')}")
+            raise UserError(f"{path}: names under {start!r} and under {rival!r} fit the network alike; name one of the "
+                            f"two by {_key(keys, 'prefix')}")
     used |= {name for name in tensors if contents.beside(name)}
     arrays = {id(tensors[name]) for name in ours}  # another name of what is loaded is an array that is loaded
     return {name: value for name, value in tensors.items()

@@ -24,8 +24,8 @@ COUNTERS = ("num_batches_tracked", "n_averaged")  # of batches: no weights
 LONGEST_ENTRY = 100  # characters
 
 # What MindSpore's optimizers keep for every weight and put before its name, and what they count.
-SLOTS = re.compile(r"(?:(?:moments?|moment[12]|adam_[mv]|lamb_[mv]|accum|accum_update|stat|mean_square|mean_grad|linear|prev|"
-                   r"step_size|exp_avg|exp_avg_sq|max_exp_avg_sq|exp_inf|vhat|momentum_buf|ax_)\.|mu_|eta_)(.+)")
+SLOTS = re.compile(r"(?:(?:moments?|moment[12]|adam_[mv]|lamb_[mv]|accum|accum_update|stat|mean_square|mean_grad|"
+                   r"linear|prev|step_size|exp_avg|exp_avg_sq|max_exp_avg_sq|exp_inf|vhat|momentum_buf|ax_)\.|mu_|eta_)(.+)")
 STEPS = re.compile(r"global_step|learning_rate(_group_\d+)?|momentum|beta[12]_power|epoch_num|step_num|scale_sense|"
                    r"current_iterator_step|last_overflow_iterator_step")
 
@@ -107,7 +107,7 @@ def _refuse_no_weights(path, head):
 def _read_state_dict(path, entry, entry_key):
     content = read_pytorch(path)
     if isinstance(content, StandIn):
-        raise UserError(f"{path}: holds a {content!r}, which is neither weights by name nor a module; its code is not run")
+        raise UserError(f"{path}: holds a {content!r}, neither weights by name nor a module, and its code is not run")
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds a {type(content).__name__}, not weights by name")
     if entry is None:

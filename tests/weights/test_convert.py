@@ -275,7 +275,7 @@ def test_two_networks_under_two_prefixes_have_to_be_chosen_from(tmp_path):
     save_file({**prefixed("encoder_q.", to_pytorch(query[0])), **prefixed("encoder_k.", to_pytorch(keys[0])),
                "queue": np.ones((2, 3), np.float32)}, tmp_path / "x.safetensors")
     again, found = build(seed=1)
-    with pytest.raises(UserError, match=r"under 'encoder_..' and under 'encoder_..' fit .* by model.pretrained_prefix$"):
+    with pytest.raises(UserError, match="under 'encoder_..' and under 'encoder_..' fit .* by model.pretrained_prefix$"):
         load_weights(tmp_path / "x.safetensors", again, found, keys="model.pretrained_{}")
     for prefix, expected in (("encoder_k", keys), ("encoder_q.", query)):
         load_weights(tmp_path / "x.safetensors", again, found, prefix=prefix)
@@ -409,7 +409,7 @@ def test_all_names_are_written_and_read(tmp_path):
     save_file(only, tmp_path / "x.safetensors")
     load_weights(tmp_path / "x.safetensors", again, sparsify(again))
     save_file({**written, "again.0.bias": written["again.0.bias"] + 1}, tmp_path / "x.safetensors")
-    with pytest.raises(UserError, match="(block|again).0.bias and (block|again).0.bias differ, in the network they are one"):
+    with pytest.raises(UserError, match="(block|again).0.bias and .*.0.bias differ, in the network they are one"):
         load_weights(tmp_path / "x.safetensors", again, sparsify(again))
 
 
@@ -434,7 +434,8 @@ def test_another_name_of_what_is_loaded_is_no_weight_of_its_own(tmp_path):
     (lambda s: s.update({"linear.bias": np.zeros(7, np.float32)}),
      r"of another shape: linear.bias \(\(7,\) in the file, \(10,\) in the network\)$", ["linear.*"]),
     (lambda s: s.update({"linear.bias": np.zeros(10, np.int32)}), "linear.bias is int32 in the file", None),
-    (lambda s: s.update({"linear.bias": np.full(10, np.nan, np.float32)}), "x.safetensors: linear.bias is not finite$", None),
+    (lambda s: s.update({"linear.bias": np.full(10, np.nan, np.float32)}), "x.safetensors: linear.bias is not finite$",
+     None),
     (lambda s: s.update({"conv1.weight": np.full((16, 3, 3, 3), 1e300)}), "conv1.weight is not finite$", None),
 ], ids=["missing", "missing, by PyTorch's name", "unused", "shape", "type", "NaN", "too large"])
 def test_every_tensor_is_accounted_for(tmp_path, change, message, allow):
@@ -558,7 +559,8 @@ def test_networks_of_torch_prune(tmp_path):
     dense, _ = build()
     state, pruned = to_pytorch(dense), build(seed=5)[1]
     rng = np.random.default_rng(0)
-    masks = {name: rng.random(state[name].shape) < 0.1 for name in ("conv1.weight", "layer1.0.conv1.weight", "linear.bias")}
+    masks = {name: rng.random(state[name].shape) < 0.1
+             for name in ("conv1.weight", "layer1.0.conv1.weight", "linear.bias")}
     for name, mask in masks.items():
         state.update({f"{name}_orig": state.pop(name), f"{name}_mask": mask.astype(np.float32)})
     torch_files.save(tmp_path / "x.pth", {"state_dict": prefixed("model.", state)})
@@ -579,8 +581,8 @@ def test_random_weights_are_not_left_in_silence(tmp_path, caplog):
               tmp_path / "x.safetensors")
     load_weights(tmp_path / "x.safetensors", network, found, ["bn1.*", "*weight"], keys="model.pretrained_{}")
     assert [record.getMessage() for record in caplog.records] == [
-        f"{tmp_path}/x.safetensors: as model.pretrained_allow has it, 1 of the {len(found.layers)} weights to prune are "
-        "not set and stay random: conv1.weight"]
+        f"{tmp_path}/x.safetensors: as model.pretrained_allow has it, 1 of the {len(found.layers)} weights to prune "
+        "are not set and stay random: conv1.weight"]
     caplog.clear()
     del state["bn1.weight"]
     save_file(state, tmp_path / "x.safetensors")

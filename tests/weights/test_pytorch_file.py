@@ -63,8 +63,8 @@ def test_what_stands_beside_the_weights(tmp_path, legacy, protocol, monkeypatch)
     state._metadata = OrderedDict(version=2)
     named = torch_files.Named
     torch_files.save(tmp_path / "x.pth", {
-        "state_dict": state, "args": argparse.Namespace(lr=1, path=pathlib.Path("/x")), "best": np.float64(7), "epoch": 3,
-        "list": [1, (2.5, None)], "scheduler": {"milestones": Counter([30, 60]), "gamma": 0.1},
+        "state_dict": state, "args": argparse.Namespace(lr=1, path=pathlib.Path("/x")), "best": np.float64(7),
+        "epoch": 3, "list": [1, (2.5, None)], "scheduler": {"milestones": Counter([30, 60]), "gamma": 0.1},
         "sets": [{1, "b"}, frozenset([2]), {"ok": {3}}], "default": defaultdict(list, a=[1]), "queue": deque([1]),
         "enum": Colour.RED, "when": datetime.datetime(2020, 1, 1), "complex": 1j, "range": range(3), "bytes": b"ab",
         "bytearray": bytearray(b"c"), "function": len, "class": dict, "keys": {(1, "a"): 1, 2: 3, frozenset(): 4},
@@ -101,8 +101,8 @@ def test_numpy_arrays_of_numbers(tmp_path, legacy, protocol, monkeypatch):
 def test_whole_modules_give_their_state_dict(tmp_path, legacy):
     weight = np.ones((2, 3), np.float32)
     shared = torch_files.Tensor(weight)
-    norm = torch_files.module({"weight": np.ones(2, np.float32), "bias": None}, {"running_mean": np.zeros(2, np.float32),
-                                                                                  "scratch": np.zeros(9)}, (), ["scratch"])
+    buffers = {"running_mean": np.zeros(2, np.float32), "scratch": np.zeros(9)}
+    norm = torch_files.module({"weight": np.ones(2, np.float32), "bias": None}, buffers, (), ["scratch"])
     net = torch_files.module({}, {}, {"fc": torch_files.module({"weight": shared}), "none": None, "norm": norm,
                                       "tied": torch_files.module({"weight": shared})})
     torch_files.save(tmp_path / "x.pth", {"model": net}, legacy)
@@ -159,7 +159,8 @@ def test_no_operation_runs_anything(tmp_path, monkeypatch, code):
     monkeypatch.chdir(tmp_path)
     pathlib.Path("canary.py").write_text("from os import path, system; open('imported', 'w')")
     monkeypatch.syspath_prepend(str(tmp_path))
-    for hostile in (code, code.replace(b"posix", b"canary").replace(b"\x05\x00\x00\x00canary", b"\x06\x00\x00\x00canary")):
+    other = code.replace(b"posix", b"canary").replace(b"\x05\x00\x00\x00canary", b"\x06\x00\x00\x00canary")
+    for hostile in (code, other):
         write_pickle("x.pth", b"\x80\x02" + hostile + b"0N.")
         assert read_pytorch("x.pth") is None
         write_pickle("x.pth", b"\x80\x02}X\x01\x00\x00\x00w" + hostile + b"s.")
@@ -199,12 +200,14 @@ PREPARE = ("import sys, types, os\n"
 LAUGH = b"]q\x00" + b"".join(b"]q%c(" % i + b"h%c" % (i - 1) * 10 + b"e0" for i in range(1, 60)) + b"h\x3b"
 BOMBS = {
     "a huge memo": b"Nr\xff\xff\xff\x7f.", "a huge text": b"\x8d\xff\xff\xff\xff\xff\xff\xff\x00a.",
-    "huge bytes": b"\x8e\xff\xff\xff\xff\xff\x00\x00\x00a.", "a huge bytearray": b"\x96\xff\xff\xff\xff\xff\x00\x00\x00a.",
+    "huge bytes": b"\x8e\xff\xff\xff\xff\xff\x00\x00\x00a.",
+    "a huge bytearray": b"\x96\xff\xff\xff\xff\xff\x00\x00\x00a.",
     "a huge frame": b"\x95\xff\xff\xff\xff\xff\x00\x00\x00N.", "lists of lists of lists": LAUGH + b".",
     "a list that holds itself": b"]q\x00h\x00a.", "a dict that holds itself": b"}q\x00X\x01\x00\x00\x00ah\x00s.",
     "a deep list": b"]" * 100_000 + b"a" * 99_999 + b".",
     "a deep tuple as a key": b"}N" + b"\x85" * 1_000_000 + b"Ns.",
-    "pairs of a long list": b"]q\x00(" + b"N" * 100_000 + b"e0ccollections\nOrderedDict\n](" + b"h\x00" * 100_000 + b"e\x85R.",
+    "pairs of a long list": b"]q\x00(" + b"N" * 100_000 + b"e0ccollections\nOrderedDict\n](" + b"h\x00" * 100_000
+                            + b"e\x85R.",
     "copies of a long list": b"](" + b"N" * 100_000 + b"eq\x000](" + b"ctorch\nSize\nh\x00\x85R" * 20_000 + b"e.",
     "copies of a long text": b"X\xa0\x86\x01\x00" + b"x" * 100_000 + b"q\x000](" +
                              b"c_codecs\nencode\nh\x00X\x06\x00\x00\x00latin1\x86R" * 40_000 + b"e.",
