@@ -17,6 +17,8 @@ def main():
     parser.add_argument("--allow_changes", action="store_true",
                         help="resume with a configuration that changes the result")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier run in the output folder")
+    parser.add_argument("--check_data", action="store_true",
+                        help="read every image before training begins, and name all that cannot be read")
     args = parser.parse_args()
     if args.resume and args.overwrite:
         parser.error("--resume and --overwrite contradict each other")
@@ -29,6 +31,7 @@ def main():
     if resume_folder is not None and not os.path.isfile(os.path.join(resume_folder, "config.yaml")):
         parser.error(f"--resume: {resume_folder} is not the folder of a run: it has no config.yaml")
 
+    from rpg_ms.data.datasets import check_images
     from rpg_ms.tasks import Classification
     from rpg_ms.training import build, device, distributed
     from rpg_ms.training.loop import train
@@ -37,6 +40,8 @@ def main():
     target = device.set_up(config)
     ranks = distributed.join()
     task = Classification(config, ranks)
+    if args.check_data:
+        print(f"all {check_images(task.dataset, ranks.rank, ranks.size)} images can be read", flush=True)
     network, found = build.build_network(config, task, config.model.pretrained)
     ranks.broadcast(network)
     step, rates = build.build_train_step(config, task, network, found.layers, target, ranks)

@@ -7,7 +7,7 @@ from PIL import Image
 import image_files
 from rpg_ms.config import DataConfig
 from rpg_ms.data import class_folders
-from rpg_ms.data.datasets import load_dataset
+from rpg_ms.data.datasets import check_images, load_dataset
 from rpg_ms.errors import UserError
 
 
@@ -95,7 +95,7 @@ def test_layouts_that_pillow_misreads_or_knows_no_scale_for_are_refused(tmp_path
     with pytest.raises(UserError, match="x.tif: not a readable image: its channels have 16 bits and lie one after"):
         read(file)
     (tmp_path / "x.ppm").write_bytes(b"Pf\n8 6\n-1.0\n" + deep().astype("<f4").tobytes())  # floating-point PFM
-    with pytest.raises(UserError, match="x.ppm: not a readable image: its pixels are PPM numbers of Pillow's mode F, of"):
+    with pytest.raises(UserError, match="x.ppm: not a readable image: its pixels are PPM numbers of Pillow's mode F"):
         read(tmp_path / "x.ppm")
 
 
@@ -208,3 +208,18 @@ def test_an_unreadable_image_is_named(tmp_path, content):
         dataset.train.image(2)
     assert "\n" not in str(error.value)
     dataset.train.image(1)
+
+
+def test_a_check_reads_the_images_of_both_parts_once(tmp_path, capsys):
+    dataset = load(image_files.class_folders(tmp_path), validation=0.25)  # of 18 training images; val/ is not used
+    for file in ("train/n01/n01_2.JPEG", "train/n10/n10_5.JPEG", "val/n01/n01_0.JPEG"):
+        (tmp_path / file).write_bytes(b"")
+    with pytest.raises(UserError, match="^2 of 18 images cannot be read, those named above"):
+        check_images(dataset)
+    lines = capsys.readouterr().err.splitlines()
+    assert sorted(line.partition(": ")[0] for line in lines) == [f"{tmp_path}/train/n01/n01_2.JPEG",
+                                                                 f"{tmp_path}/train/n10/n10_5.JPEG"]
+    dataset = load(tmp_path, limit=2)  # of four images the third, val/n01/n01_0.JPEG, cannot be read
+    assert check_images(dataset, 1, 2) == 2
+    with pytest.raises(UserError, match="^1 of 2 images"):
+        check_images(dataset, 0, 2)
