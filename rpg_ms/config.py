@@ -244,8 +244,9 @@ def load_config(
 ) -> Config:
     """The resolved configuration of a YAML file; a key that is nowhere set keeps its default.
 
-    Later ones win: the file named by the top-level key `base` (relative to the naming file's folder, where that is
-    a link to the link's; it may have a base too), the file, `overrides` (each `a.b=value`, the value in YAML), the flags that are not None.
+    Later ones win: the file named by the top-level key `base` (relative to the naming file; if that is a link, to the
+    link; it may have a base too), the file, `overrides` (each `a.b=value`, the value in YAML), the flags that are
+    not None.
     Groups are merged, lists are replaced. Keys left null take the values of the pruning method's row. `~` in a path
     is the user's home.
 
