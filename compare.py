@@ -18,6 +18,7 @@ from pathlib import Path
 
 from rpg_ms.config import SCHEMAS, OneLineParser
 from rpg_ms.errors import RunStopped, front_door
+from rpg_ms.files import user_path
 from rpg_ms.pruning.methods import METHODS
 
 TRAIN = Path(__file__).resolve().parent / "train.py"
@@ -25,16 +26,16 @@ TRAIN = Path(__file__).resolve().parent / "train.py"
 
 def main():
     parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", required=True, metavar="FILE", help="YAML file of the experiment")
+    parser.add_argument("--config", type=user_path, required=True, metavar="FILE", help="YAML file of the experiment")
     parser.add_argument("--methods", required=True, nargs="+", metavar="METHOD",
                         help=f"{', '.join(METHODS)}, or a variant of one under a label of its own: "
                         "LABEL=METHOD,key=value,key=value")
     parser.add_argument("--densities", required=True, nargs="+", type=float, metavar="D",
                         help="shares of the prunable weights that stay, fractions")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N", help="default: 0")
-    parser.add_argument("--output_dir", default="runs/compare", metavar="DIR",
+    parser.add_argument("--output_dir", type=user_path, default="runs/compare", metavar="DIR",
                         help="folder of the runs' folders; default: runs/compare")
-    parser.add_argument("--results", metavar="DIR",
+    parser.add_argument("--results", type=user_path, metavar="DIR",
                         help="folder of tables and figures; default: --output_dir")
     parser.add_argument("--set", action="extend", nargs="+", default=[], metavar="a.b=value",
                         help="set a key for all methods, the value in YAML; a variant's own settings win. "

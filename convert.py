@@ -7,13 +7,15 @@ import json
 
 from rpg_ms.config import OneLineParser
 from rpg_ms.errors import front_door
+from rpg_ms.files import user_path
 
 
 def main():
     parser = OneLineParser(description=__doc__)
     parser.add_argument("--model", required=True, help="network, as model.name in a configuration")
-    parser.add_argument("--from", dest="source", required=True, help="file to read")
-    parser.add_argument("--to", dest="target", required=True, help="file to write, .ckpt or .safetensors")
+    parser.add_argument("--from", dest="source", type=user_path, required=True, help="file to read")
+    parser.add_argument("--to", dest="target", type=user_path, required=True,
+                        help="file to write, .ckpt or .safetensors")
     parser.add_argument("--num_classes", type=int, default=1000,
                         help="width of the classifier (default 1000)")
     parser.add_argument("--in_channels", type=int, default=3, help="channels of the images (default 3)")

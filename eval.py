@@ -4,12 +4,13 @@ import json
 
 from rpg_ms.config import OneLineParser, add_shared_arguments, load_config
 from rpg_ms.errors import front_door
+from rpg_ms.files import user_path
 
 
 def main():
     parser = OneLineParser(description=__doc__)
     add_shared_arguments(parser)
-    parser.add_argument("--checkpoint_path", required=True,
+    parser.add_argument("--checkpoint_path", type=user_path, required=True,
                         help="checkpoint of a training run, or a file of weights")
     parser.add_argument("--ema", action="store_true", help="take the moving average of the weights (train.ema_decay)")
     args = parser.parse_args()

@@ -5,16 +5,18 @@ import os
 
 from rpg_ms.config import OneLineParser, add_shared_arguments, load_config
 from rpg_ms.errors import front_door
+from rpg_ms.files import user_path
 
 
 def main():
     parser = OneLineParser(description=__doc__)
     add_shared_arguments(parser)
-    parser.add_argument("--checkpoint_path", required=True,
+    parser.add_argument("--checkpoint_path", type=user_path, required=True,
                         help="checkpoint of a training run, or a file of weights")
     parser.add_argument("--ema", action="store_true", help="take the moving average of the weights (train.ema_decay)")
     parser.add_argument("--file_format", choices=("MINDIR", "ONNX", "AIR", "PACKED"), default="MINDIR")
-    parser.add_argument("--file_name", required=True, help="file to write; the extension may be left out")
+    parser.add_argument("--file_name", type=user_path, required=True,
+                        help="file to write; the extension may be left out")
     parser.add_argument("--batch_size", type=int, default=1, help="batch of the exported network (default 1)")
     parser.add_argument("--value_type", choices=("float32", "float16", "int8"),
                         help="how PACKED keeps the pruned layers' weights (default float32, exact)")

@@ -5,12 +5,14 @@ import os
 
 from rpg_ms.config import OneLineParser
 from rpg_ms.errors import front_door
+from rpg_ms.files import user_path
 
 
 def main():
     parser = OneLineParser(description=__doc__)
-    parser.add_argument("runs", nargs="+", metavar="RUN_FOLDER", help="folder of a run, finished or not")
-    parser.add_argument("--output_dir", metavar="FOLDER",
+    parser.add_argument("runs", type=user_path, nargs="+", metavar="RUN_FOLDER",
+                        help="folder of a run, finished or not")
+    parser.add_argument("--output_dir", type=user_path, metavar="FOLDER",
                         help="where report.html and its figures go (default for one run: RUN_FOLDER/report)")
     args = parser.parse_args()
     if len(args.runs) > 1 and args.output_dir is None:

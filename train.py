@@ -5,27 +5,33 @@ import os
 
 from rpg_ms.config import OneLineParser, add_shared_arguments, load_config
 from rpg_ms.errors import front_door
+from rpg_ms.files import user_path
 
 
 def main():
     parser = OneLineParser(description=__doc__)
     add_shared_arguments(parser)
-    parser.add_argument("--resume", metavar="RUN_FOLDER", help="let the run in this folder go on; auto: the run in the "
-                        "output folder if there is one, else start it")
+    parser.add_argument("--resume", type=user_path, metavar="RUN_FOLDER",
+                        help="let the run in this folder go on; auto: the run in the output folder if there is one, "
+                        "else start it")
     parser.add_argument("--allow_changes", action="store_true",
                         help="resume with a configuration that changes the result")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier run in the output folder")
+    parser.add_argument("--check_data", action="store_true",
+                        help="read every image before training begins, and name all that cannot be read")
     args = parser.parse_args()
     if args.resume and args.overwrite:
         parser.error("--resume and --overwrite contradict each other")
     resume_folder = None if args.resume in (None, "auto") else args.resume
-    if resume_folder is not None and args.output_dir not in (None, resume_folder):
+    if None not in (resume_folder, args.output_dir) \
+            and os.path.realpath(resume_folder) != os.path.realpath(args.output_dir):
         parser.error("--resume RUN_FOLDER and --output_dir name different folders; a run goes on where it is")
     config = load_config(args.config, args.set, seed=args.seed, device_target=args.device_target,
                          output_dir=resume_folder or args.output_dir)
     if resume_folder is not None and not os.path.isfile(os.path.join(resume_folder, "config.yaml")):
         parser.error(f"--resume: {resume_folder} is not the folder of a run: it has no config.yaml")
 
+    from rpg_ms.data.datasets import check_images
     from rpg_ms.tasks import Classification
     from rpg_ms.training import build, device, distributed
     from rpg_ms.training.loop import train
@@ -34,6 +40,8 @@ def main():
     target = device.set_up(config)
     ranks = distributed.join()
     task = Classification(config, ranks)
+    if args.check_data:
+        print(f"all {check_images(task.dataset, ranks.rank, ranks.size)} images can be read", flush=True)
     network, found = build.build_network(config, task, config.model.pretrained)
     ranks.broadcast(network)
     step, rates = build.build_train_step(config, task, network, found.layers, target, ranks)

@@ -11,7 +11,7 @@ import os
 import sys
 from typing import Any, Dict, Iterable, List, Optional, Tuple
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_core import PydanticCustomError
 from ruamel.yaml import YAML
 from ruamel.yaml.constructor import ConstructorError, SafeConstructor
@@ -23,6 +23,7 @@ from ruamel.yaml.representer import SafeRepresenter
 from typing_extensions import Annotated, Literal
 
 from rpg_ms.errors import UserError, one_line
+from rpg_ms.files import user_path
 from rpg_ms.pruning.allocation import ALLOCATIONS
 from rpg_ms.pruning.methods import METHODS
 from rpg_ms.pruning.schedule import DENSITY_SCHEDULES
@@ -38,6 +39,7 @@ ScheduleName = Literal[tuple(DENSITY_SCHEDULES)]
 AllocationName = Literal[tuple(ALLOCATIONS)]
 StartName = Literal[STARTS]
 DeviceTarget = Literal["auto", "CPU", "GPU", "Ascend"]
+UserPath = Annotated[str, Field(min_length=1), AfterValidator(user_path)]
 
 
 class Group(BaseModel):
@@ -50,8 +52,8 @@ class ModelConfig(Group):
     name: str = Field(
         "resnet_small", min_length=1, description="Network: ours, any of mindcv's, or your own module:function."
     )
-    pretrained: Optional[str] = Field(
-        None, min_length=1, description="Weights to start from, MindSpore's, PyTorch's or safetensors; null: none."
+    pretrained: Optional[UserPath] = Field(
+        None, description="Weights to start from, MindSpore's, PyTorch's or safetensors; null: none."
     )
     pretrained_allow: Tuple[Annotated[str, Field(min_length=1)], ...] = Field(
         (), strict=False, description="Name patterns of what may differ between model.pretrained and the network."
@@ -75,7 +77,7 @@ class ModelConfig(Group):
 
 class DataConfig(Group):
     name: str = Field("fashion_mnist", min_length=1, description="Dataset.")
-    root: Optional[str] = Field(None, min_length=1, description="Dataset's folder; null: its usual place.")
+    root: Optional[UserPath] = Field(None, description="Dataset's folder; null: its usual place.")
     validation: float = Field(
         0.0, ge=0, lt=1, description="Share of the training images evaluated in place of the test images."
     )
@@ -227,7 +229,7 @@ class Config(Group):
     seed: int = Field(0, ge=0, le=2**32 - 1, description="Seed of all random numbers.")
     device_target: DeviceTarget = Field("auto", description="Where to run; auto: the best device found.")
     mode: Literal["graph", "pynative"] = Field("graph", description="MindSpore's execution mode.")
-    output_dir: str = Field("runs/default", min_length=1, description="Folder of the run.")
+    output_dir: UserPath = Field("runs/default", description="Folder of the run.")
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -247,15 +249,18 @@ def load_config(
 ) -> Config:
     """The resolved configuration of a YAML file; a key that is nowhere set keeps its default.
 
-    Later ones win: the file named by the top-level key `base` (relative to the naming file; it may have
-    a base too), the file, `overrides` (each `a.b=value`, the value in YAML), the flags that are not None.
-    Groups are merged, lists are replaced. Keys left null take the values of the pruning method's row.
+    Later ones win: the file named by the top-level key `base` (relative to the naming file; if that is a link, to the
+    link; it may have a base too), the file, `overrides` (each `a.b=value`, the value in YAML), the flags that are
+    not None.
+    Groups are merged, lists are replaced. Keys left null take the values of the pruning method's row. `~` in a path
+    is the user's home.
 
     Raises UserError, one line long, that names the source and, where one is at fault, the key.
     """
     values: Dict[str, Any] = {}
     sources: Dict[Path, str] = {}  # where each key was set last, in the order of setting
-    for name, layer in _read_with_bases(os.fspath(path)):
+    path = user_path(os.fspath(path))
+    for name, layer in _read_with_bases(path):
         _merge(values, sources, layer, _printable(name))
     for override in overrides:
         _merge(values, sources, _parse_override(override), "--set")
@@ -265,9 +270,9 @@ def load_config(
     try:
         config = Config.model_validate(values)
     except ValidationError as error:
-        raise UserError(_explain(error, sources, _printable(os.fspath(path)))) from None
+        raise UserError(_explain(error, sources, _printable(path))) from None
     config = _fill_from_method(config)
-    _check_choices(config, sources, _printable(os.fspath(path)))
+    _check_choices(config, sources, _printable(path))
     return config
 
 
@@ -385,9 +390,9 @@ def _read_with_bases(name: str) -> List[Tuple[str, dict]]:
     """`(file name, content)` of a file and of the bases below it, the lowest first."""
     layers: List[Tuple[str, dict]] = []
     seen: List[str] = []
-    label = _printable(name)
+    label, where = _printable(name), ""
     while True:
-        text = _read_text(name, label)
+        text = _read_text(name, label, where)
         if os.path.realpath(name) in seen:
             raise UserError(f"{label}: a cycle, the file is already among those that lead to it")
         seen.append(os.path.realpath(name))
@@ -404,21 +409,28 @@ def _read_with_bases(name: str) -> List[Tuple[str, dict]]:
         if not isinstance(base, str) or not base:
             raise UserError(f"{_printable(name)}: base: {_show(base)} is not the name of a file")
         label = f"{_printable(name)}: base: {_abbreviate(_printable(base))}"
-        name = os.path.join(os.path.dirname(name), base)
+        by, name = name, os.path.join(os.path.dirname(name), user_path(base))
+        where = "" if name == base else f": {_printable(name)}"
+        if os.path.islink(by):
+            where += f"; a base is looked for beside the link {_printable(by)}, not beside its target"
 
 
-def _read_text(name: str, label: str) -> str:
+def _read_text(name: str, label: str, where: str) -> str:
     try:
         with open(name, "rb") as file:
             content = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
-        raise UserError(f"{label}: no such file") from None
+        raise UserError(f"{label}: no such file{where}") from None
     except IsADirectoryError:
         raise UserError(f"{label}: a directory, not a file") from None
     except OSError as error:
         raise UserError(f"{label}: cannot be read: {error.strerror}") from None
     except ValueError:  # a NUL or a character the file system cannot encode
         raise UserError(f"{label}: not a file name") from None
+    if content.startswith(b"version https://git-lfs"):
+        raise UserError(f"{label}: a pointer of Git LFS, not the file itself, which `git lfs pull` fetches")
+    if content.lstrip()[:2] in (b"<!", b"<?") or content.lstrip()[:5].lower() == b"<html":
+        raise UserError(f"{label}: a web page, not a configuration file")
     if len(content) > MAX_BYTES:
         raise UserError(f"{label}: longer than {MAX_BYTES} bytes, not a configuration file")
     try:
@@ -701,9 +713,9 @@ class OneLineParser(argparse.ArgumentParser):
 
 def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags that every command line takes: the arguments of `load_config`."""
-    parser.add_argument("--config", required=True, metavar="FILE", help="YAML file of the experiment")
+    parser.add_argument("--config", type=user_path, required=True, metavar="FILE", help="YAML file of the experiment")
     parser.add_argument("--set", action="extend", nargs="+", default=[], metavar="a.b=value",
                         help="set a key of the configuration, the value in YAML; may be repeated")
     parser.add_argument("--device_target", choices=SCHEMAS[("device_target",)]["enum"], help="where to run")
-    parser.add_argument("--output_dir", metavar="DIR", help="folder of the run")
+    parser.add_argument("--output_dir", type=user_path, metavar="DIR", help="folder of the run")
     parser.add_argument("--seed", type=int, metavar="N", help="seed of all random numbers")
