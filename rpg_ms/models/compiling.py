@@ -55,7 +55,7 @@ def reason(error):
     sections = [text.strip() for text in re.split(r"(?:^|\n)-{10,}\n", str(error))]
     text = next((text for text in sections if text and not text.startswith("- ")), "")
     text = re.split(r"\n(?:FunctionGraph ID|NodeInfo|node|More details|For more details)\b", text)[0]
-    return one_line(text) or type(error).__name__
+    return one_line(text).rstrip(".") or type(error).__name__
 
 
 def _place(text, network):

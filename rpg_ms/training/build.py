@@ -12,7 +12,7 @@ from mindcv.scheduler.dynamic_lr import cosine_decay_refined_lr, linear_refined_
 from mindspore import amp, nn
 
 from rpg_ms.cells import SoftThreshold, SparseTrainStep, WeightAverage, sparsify
-from rpg_ms.cells.masked import set_topology
+from rpg_ms.cells.masked import NothingMatches, set_topology
 from rpg_ms.errors import UserError
 from rpg_ms.files import working_folder
 from rpg_ms.models import create_model
@@ -35,16 +35,18 @@ def build_network(config, task, pretrained=None, mixed_precision=True):
         mixed_precision: whether it computes at `train.amp_level`; its weights are float32 either way.
 
     Raises:
-        UserError: an unknown network, one that does not fit the task's images and classes, exclusions that match
-            nothing, or weights that do not fit.
+        UserError: an unknown network, one that does not fit the task's images and classes or has nothing to prune,
+            exclusions that match nothing, or weights that do not fit.
     """
     model, (channels, size, _) = config.model, task.input_shape
     network = create_model(model.name, task.classes, channels, size, model.width, model.pool_padding)
     _check_fit(network, config, task)
     try:
         found = sparsify(network, config.pruning.exclude)
-    except ValueError as error:
+    except NothingMatches as error:
         raise UserError(f"pruning.exclude: {error}") from None
+    except ValueError as error:
+        raise UserError(f"model.name: {model.name}: {error}") from None
     if pretrained is not None:
         try:
             load_weights(pretrained, network, found, model.pretrained_allow, model.pretrained_entry,
