@@ -35,7 +35,7 @@ def main():
     from rpg_ms.tasks import Classification
     from rpg_ms.training import build, device, distributed
     from rpg_ms.training.loop import train
-    from rpg_ms.training.run_folder import NoFolder, RunFolder
+    from rpg_ms.training.run_folder import NoFolder, RunFolder, may_train
 
     target = device.set_up(config)
     ranks = distributed.join()
@@ -46,6 +46,8 @@ def main():
     ranks.broadcast(network)
     step, rates = build.build_train_step(config, task, network, found.layers, target, ranks)
     resume = args.resume is not None
+    if may_train(config, resume, args.allow_changes, args.overwrite):
+        build.compile_step(config, task, network, step)
     folder = RunFolder(config, resume, args.allow_changes, args.overwrite) if ranks.first \
         else NoFolder(config, resume, args.allow_changes)
     ranks.meet()  # the first rank has made the folder ready

@@ -10,6 +10,7 @@ from rpg_ms.data.datasets import load_dataset
 from rpg_ms.data.pipeline import EvalSamples, Mix, TrainSamples, batches
 from rpg_ms.data.transforms import planes
 from rpg_ms.errors import UserError
+from rpg_ms.models.compiling import compile_graph
 
 
 class Classification:
@@ -53,11 +54,20 @@ class Classification:
 
     def test_batches(self):
         """This rank's share of the test images, each once; labels of padding are -1."""
-        share = -(-len(self.dataset.test) // self.ranks.size)
-        batch_size = min(self.config.train.eval_batch_size, share)
+        batch_size = self._test_batch_size()
         samples = EvalSamples(self.dataset.test, self.dataset.test_transform, batch_size, self.ranks.rank,
                               self.ranks.size)
         return batches(samples, batch_size, self.config.data.workers)
+
+    def _test_batch_size(self):
+        share = -(-len(self.dataset.test) // self.ranks.size)
+        return min(self.config.train.eval_batch_size, share)
+
+    def zero_batch(self, batch_size):
+        """A training batch of zeros: arrays of the shapes and types that `train_batches` has."""
+        mixed = self._mix(0) is not None
+        labels = np.zeros((batch_size, self.classes), np.float32) if mixed else np.zeros(batch_size, np.int32)
+        return np.zeros((batch_size, *self.input_shape), np.float32), labels
 
     def test_images(self, count, raw=False):
         """The first `count` test images (repeated from the start if there are fewer), `[count, channels, size, size]`
@@ -81,12 +91,23 @@ class Classification:
 
     def evaluate(self, network):
         """`{"top1": percent}` over all test images of all ranks; leaves the network in inference mode."""
-        if self._count is None or self._count.network is not network:  # one cell for all evaluations: compiled once
-            self._count = _CountCorrect(network)
-        count = self._count.set_train(False)
+        count = self.compile_evaluation(network)
         correct = sum(int(count(images, labels).asnumpy()) for images, labels in self.test_batches())
         correct = int(self.ranks.gather(np.int64(correct)).sum())
         return {"top1": 100 * correct / len(self.dataset.test)}
+
+    def compile_evaluation(self, network):
+        """The cell that evaluates a network, compiled in graph mode; leaves the network in inference mode.
+
+        Raises:
+            UserError: the network does not compile.
+        """
+        if self._count is None or self._count.network is not network:  # one cell for all evaluations: compiled once
+            count, size = _CountCorrect(network).set_train(False), self._test_batch_size()
+            zeros = np.zeros((size, *self.input_shape), np.float32), np.zeros(size, np.int32)
+            compile_graph(count, zeros, network, self.config.model.name, "inference")
+            self._count = count
+        return self._count.set_train(False)
 
 
 class _WithLoss(nn.Cell):

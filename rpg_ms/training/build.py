@@ -12,10 +12,11 @@ from mindcv.scheduler.dynamic_lr import cosine_decay_refined_lr, linear_refined_
 from mindspore import amp, nn
 
 from rpg_ms.cells import SoftThreshold, SparseTrainStep, WeightAverage, sparsify
-from rpg_ms.cells.masked import set_topology
-from rpg_ms.errors import UserError, one_line
+from rpg_ms.cells.masked import NothingMatches, set_topology
+from rpg_ms.errors import UserError
 from rpg_ms.files import working_folder
 from rpg_ms.models import create_model
+from rpg_ms.models.compiling import compile_graph, reason
 from rpg_ms.models.flops import try_image
 from rpg_ms.pruning.allocation import ALLOCATIONS
 from rpg_ms.pruning.calendar import UpdateCalendar
@@ -34,16 +35,18 @@ def build_network(config, task, pretrained=None, mixed_precision=True):
         mixed_precision: whether it computes at `train.amp_level`; its weights are float32 either way.
 
     Raises:
-        UserError: an unknown network, one that does not fit the task's images and classes, exclusions that match
-            nothing, or weights that do not fit.
+        UserError: an unknown network, one that does not fit the task's images and classes or has nothing to prune,
+            exclusions that match nothing, or weights that do not fit.
     """
     model, (channels, size, _) = config.model, task.input_shape
     network = create_model(model.name, task.classes, channels, size, model.width, model.pool_padding)
     _check_fit(network, config, task)
     try:
         found = sparsify(network, config.pruning.exclude)
-    except ValueError as error:
+    except NothingMatches as error:
         raise UserError(f"pruning.exclude: {error}") from None
+    except ValueError as error:
+        raise UserError(f"model.name: {model.name}: {error}") from None
     if pretrained is not None:
         try:
             load_weights(pretrained, network, found, model.pretrained_allow, model.pretrained_entry,
@@ -62,8 +65,8 @@ def _check_fit(network, config, task):
         returned = try_image(network, task.input_shape)
     except Exception as error:  # of any kind, from anybody's network
         size = " x ".join(str(n) for n in task.input_shape)
-        reason = one_line(str(error).partition("\n---")[0])[:200]
-        raise UserError(f"model.name: {name} cannot take images of {size} (data.name: {data}): {reason}") from None
+        raise UserError(f"model.name: {name} cannot take images of {size} (data.name: {data}): "
+                        f"{reason(error)[:300]}") from None
     shape = tuple(returned.shape) if isinstance(returned, ms.Tensor) else type(returned).__name__
     if shape != (1, task.classes):
         raise UserError(f"model.name: {name} returns {shape} for one image of {data}, not (1, {task.classes}), a number "
@@ -173,6 +176,24 @@ def build_train_step(config, task, network, layers, device, ranks):
         average=WeightAverage(network, train.ema_decay) if train.ema_decay is not None else None,
         reduce=ranks.mean_of_gradients(), sink_size=sink_size(config, device))
     return step.set_train(), rates
+
+
+def compile_step(config, task, network, step):
+    """Compile in graph mode, without running them, the training step and the evaluation; the network then trains on.
+
+    It is the graph that trains between topology updates; those at updates are pieces of it.
+
+    Raises:
+        UserError: the network does not compile.
+    """
+    arrays = task.zero_batch(config.train.batch_size // config.train.micro_batches)
+    cell = step.plain_step if config.train.micro_batches == 1 else step.task
+    pauses = (config.train.log_every, task.steps_per_epoch, config.checkpoint.every_steps or step.sink_size)
+    if step.can_sink() and step.sink_size <= min(pauses):
+        cell, arrays = step.sunk_steps, [np.stack([array] * step.sink_size) for array in arrays]
+    compile_graph(cell, arrays, network, config.model.name, "training step")
+    task.compile_evaluation(network)
+    step.set_train()
 
 
 def sink_size(config, device):
