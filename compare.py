@@ -11,6 +11,7 @@ its published values, and its own calendar if it comes with one. --set and a var
 
 Choose settings on a validation split, never on the test images: --set data.validation=0.1.
 """
+import rpg_ms.interrupts  # noqa: F401  before all else: Ctrl-C ends also what is still being imported
 import argparse
 import shlex
 import sys

@@ -3,6 +3,7 @@
 
 Reads MindSpore checkpoints, PyTorch's files and safetensors. What is written follows from the name: .ckpt for
 MindSpore, .safetensors for PyTorch (torch_model.load_state_dict(safetensors.torch.load_file(FILE)))."""
+import rpg_ms.interrupts  # noqa: F401  before all else: Ctrl-C ends also what is still being imported
 import json
 
 from rpg_ms.config import OneLineParser

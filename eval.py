@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
 """Evaluate a checkpoint: python eval.py --config FILE --checkpoint_path CKPT"""
+import rpg_ms.interrupts  # noqa: F401  before all else: Ctrl-C ends also what is still being imported
 import json
 
 from rpg_ms.config import OneLineParser, add_shared_arguments, load_config

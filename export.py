@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
 """Export a checkpoint: python export.py --config FILE --checkpoint_path CKPT --file_format MINDIR --file_name OUT"""
+import rpg_ms.interrupts  # noqa: F401  before all else: Ctrl-C ends also what is still being imported
 import json
 import os
 

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
 """Report on training runs: python report.py RUN_FOLDER [RUN_FOLDER ...] --output_dir FOLDER"""
+import rpg_ms.interrupts  # noqa: F401  before all else: Ctrl-C ends also what is still being imported
 import json
 import os
 

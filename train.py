@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
 """Train and prune a network: python train.py --config config/quickstart.yaml"""
+import rpg_ms.interrupts  # noqa: F401  before all else: Ctrl-C ends also what is still being imported
 import json
 import os
 

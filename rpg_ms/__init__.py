@@ -2,7 +2,9 @@
 
 "Towards Higher Ranks via Adversarial Weight Pruning" (NeurIPS 2023, arXiv 2311.17493).
 """
+import atexit
 import os
+import sys
 
 # On AVX-512 processors oneDNN falls back to a reference convolution, tens of times slower, inside MindSpore.
 # It reads the variable when MindSpore is imported, so it is set here; a user's own value wins.
@@ -12,3 +14,10 @@ os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX2")
 os.environ.setdefault("GLOG_v", "3")
 
 __version__ = "0.1.0"
+
+
+@atexit.register
+def _leave_cells_alone():
+    """When the interpreter exits, MindSpore's Cell.__del__ fails for every cell that is left, with a traceback each."""
+    if "mindspore.nn" in sys.modules:
+        sys.modules["mindspore.nn"].Cell.__del__ = lambda cell: None

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from typing import Callable
 
 
@@ -18,23 +19,65 @@ class RunStopped(UserError):
         self.status = status
 
 
+class CutShort(RunStopped):
+    """What ends a run from outside: an image that cannot be read, a dead worker of the loader, a broken stdout.
+
+    The training loop says in its place how far the run had come.
+    """
+
+
 def one_line(text: str) -> str:
     """`text` with its lines joined by '; ', so that a log or a terminal shows it as a single line."""
     return "; ".join(line.strip() for line in text.splitlines() if line.strip())
+
+
+class _Output:
+    """A stream whose failure is told from that of a file: writing and flushing raise CutShort in the place of OSError."""
+
+    def __init__(self, stream):
+        self._stream = stream
+
+    def __getattr__(self, name):
+        return getattr(self._stream, name)
+
+    def write(self, text):
+        """As the stream's own."""
+        return self._try(self._stream.write, text)
+
+    def flush(self):
+        """As the stream's own."""
+        return self._try(self._stream.flush)
+
+    def _try(self, call, *arguments):
+        try:
+            return call(*arguments)
+        except OSError as error:
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self._stream.fileno())  # what is still in the buffer would fail again at the exit
+            os.close(null)
+            raise CutShort(f"standard output cannot be written: {error.strerror}") from None
 
 
 def front_door(main: Callable[[], None]) -> None:
     """Run a command line's `main()`.
 
     A `UserError` is printed as `PROG: error: LINE` on stderr and ends the program with status 2 (a
-    `RunStopped` with its own), as does a file or folder that the system refuses; Ctrl-C ends it with status 130.
-    None shows a traceback. Any other exception is a defect and keeps its traceback.
+    `RunStopped` with its own), as does a file or folder that the system refuses; Ctrl-C ends it with status 130,
+    a stdout that cannot be written with status 1. None shows a traceback. Any other exception is a defect and keeps
+    its traceback.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a character
+    stdout = sys.stdout
+    if stdout is not None:
+        sys.stdout = _Output(stdout)
     try:
-        main()
+        try:
+            main()
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
     except UserError as error:
         _refuse(str(error), getattr(error, "status", 2))
     except OSError as error:
@@ -43,8 +86,11 @@ def front_door(main: Callable[[], None]) -> None:
         _refuse(f"{error.filename}: {error.strerror}", 2)
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+    finally:
+        sys.stdout = stdout
 
 
 def _refuse(message, status):
-    print(f"{os.path.basename(sys.argv[0])}: error: {one_line(message)}", file=sys.stderr)
+    with suppress(OSError):  # stderr may be gone as well
+        print(f"{os.path.basename(sys.argv[0])}: error: {one_line(message)}", file=sys.stderr)
     raise SystemExit(status) from None

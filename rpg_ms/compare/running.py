@@ -57,11 +57,13 @@ class Interruption:
 
     def __enter__(self):
         self._before = [signal.signal(number, self._received) for number in self.SIGNALS]
+        self._wakeup = signal.set_wakeup_fd(-1)  # `rpg_ms.interrupts` would end this process at the second one
         return self
 
     def __exit__(self, *_):
         for number, handler in zip(self.SIGNALS, self._before):
             signal.signal(number, handler)
+        signal.set_wakeup_fd(self._wakeup, warn_on_full_buffer=False)
 
     def _received(self, number, _frame):
         again = self.signal is not None

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import multiprocessing
 import random
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 
-import mindspore.dataset as ds
+import mindspore as ms
 import numpy as np
 from mindcv.data.mixup import Mixup
 
-from rpg_ms.errors import UserError
+from rpg_ms.data.workers import Workers
+from rpg_ms.errors import CutShort, UserError
 
 
 class TrainSamples:
@@ -100,15 +103,11 @@ class Mix:
 
 
 MIX = 1
-NO_PROBLEM = np.zeros(1, np.uint8)
+AHEAD = 2  # batches that wait in this process
 
 
 class _Batches:
-    """Whole batches in random access, which is what a worker makes at a time.
-
-    A row is images, labels and what went wrong: a UserError travels as text, since what a worker raises
-    comes out of MindSpore as a RuntimeError with tracebacks.
-    """
+    """Whole batches in random access: `(images, labels)`."""
 
     def __init__(self, samples, batch_size, mix):
         self.samples = samples
@@ -119,17 +118,11 @@ class _Batches:
         return len(self.samples) // self.batch_size
 
     def __getitem__(self, batch):
-        first = int(batch) * self.batch_size
-        try:
-            rows = [self.samples[i] for i in range(first, first + self.batch_size)]
-        except UserError as error:
-            problem = np.frombuffer(str(error).encode(errors="backslashreplace"), np.uint8)
-            return np.zeros(1, np.float32), np.zeros(1, np.int32), problem
+        first = batch * self.batch_size
+        rows = [self.samples[i] for i in range(first, first + self.batch_size)]
         images = np.stack([image for image, _ in rows])
         labels = np.array([label for _, label in rows], np.int32)
-        if self.mix is not None:
-            images, labels = self.mix(int(batch), images, labels)
-        return images, labels, NO_PROBLEM
+        return (images, labels) if self.mix is None else self.mix(batch, images, labels)
 
 
 def batches(samples, batch_size, workers=1, mix=None):
@@ -146,19 +139,26 @@ def batches(samples, batch_size, workers=1, mix=None):
         Tensors `(images [b, c, h, w] float32, labels [b] int32)`; mixed, labels are `[b, classes]` float32.
 
     Raises:
-        UserError: an image cannot be read.
+        CutShort: an image cannot be read (status 2), or a worker is dead (status 1).
     """
-    if len(samples) == 0:  # which MindSpore refuses
-        return
-    ds.config.set_prefetch_size(2)  # batches that wait in each worker's queue, in shared memory
-    workers = min(workers, multiprocessing.cpu_count())  # MindSpore refuses more
-    dataset = ds.GeneratorDataset(_Batches(samples, batch_size, mix), ["images", "labels", "problem"],
-                                  shuffle=False, num_parallel_workers=workers, python_multiprocessing=workers > 1)
-    for images, labels, problem in dataset.create_tuple_iterator(num_epochs=1, do_copy=False):
-        problem = problem.asnumpy()
-        if problem[0]:
-            raise UserError(problem.tobytes().decode())
-        yield images, labels
+    source = _Batches(samples, batch_size, mix)
+    workers = min(workers, multiprocessing.cpu_count(), len(source))
+    made = Workers(source, workers) if workers > 1 else source
+    thread = ThreadPoolExecutor(1)  # waiting for it, the main thread hears signals
+    waiting = deque()
+    try:
+        for batch in range(len(source)):
+            while len(waiting) <= AHEAD and batch + len(waiting) < len(source):
+                waiting.append(thread.submit(made.__getitem__, batch + len(waiting)))
+            yield tuple(map(ms.Tensor.from_numpy, waiting.popleft().result()))
+    except CutShort:
+        raise
+    except UserError as error:
+        raise CutShort(str(error), 2) from None
+    finally:
+        if workers > 1:
+            made.end()
+        thread.shutdown(cancel_futures=True)
 
 
 def _seed_generators(*numbers):

@@ -25,6 +25,8 @@ from rpg_ms.pruning.topology import start_masks
 from rpg_ms.rank import RankLoss
 from rpg_ms.weights import load_weights
 
+MOST_STEPS = 10_000_000  # whose rates, which MindSpore's optimizers want in a list, take 5 s and 1 GB
+
 
 def build_network(config, task, pretrained=None, mixed_precision=True):
     """The network of a configuration with its masks: `(network, Sparsified)`.
@@ -86,9 +88,16 @@ def _mixed_precision(network, level):
 
 
 def learning_rates(config, steps_per_epoch):
-    """The learning rate of every step: a list of floats, one a step."""
+    """The learning rate of every step: a list of floats, one a step.
+
+    Raises:
+        UserError: a warm-up that is no shorter than training, or more than `MOST_STEPS` steps.
+    """
     schedule, peak = config.schedule, config.optimizer.lr
     total = config.train.epochs * steps_per_epoch
+    if total > MOST_STEPS:
+        raise UserError(f"train.epochs: {config.train.epochs} epochs of {steps_per_epoch} steps are {total} steps, more than "
+                        f"{MOST_STEPS}")
     warmup = round(schedule.warmup_epochs * steps_per_epoch)
     if warmup >= total:
         raise UserError(f"schedule.warmup_epochs: {schedule.warmup_epochs} is not less than train.epochs: "
@@ -174,7 +183,7 @@ def build_train_step(config, task, network, layers, device, ranks):
         scaler=None if train.amp_level == "O0" else amp.DynamicLossScaler(2 ** 16, 2, 2000),
         soft_threshold=soft_threshold,
         average=WeightAverage(network, train.ema_decay) if train.ema_decay is not None else None,
-        reduce=ranks.mean_of_gradients(), sink_size=sink_size(config, device))
+        reduce=ranks.mean_of_gradients(), sink_size=sink_size(config, device, task.steps_per_epoch))
     return step.set_train(), rates
 
 
@@ -196,11 +205,15 @@ def compile_step(config, task, network, step):
     step.set_train()
 
 
-def sink_size(config, device):
-    """How many plain steps run in one graph: `train.sink_size`, or by the device; 1 in PyNative mode."""
+def sink_size(config, device, steps_per_epoch):
+    """How many plain steps run in one graph: `train.sink_size`, or by the device; 1 in PyNative mode.
+
+    No more than there are between two logged lines and in an epoch, which the host looks at.
+    """
     if config.mode != "graph":
         return 1
-    return config.train.sink_size or (config.train.log_every if device == "Ascend" else 1)
+    train = config.train
+    return min(train.sink_size or (train.log_every if device == "Ascend" else 1), train.log_every, steps_per_epoch)
 
 
 def rank_backend(backend, device):

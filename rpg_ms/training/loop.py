@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import numpy as np
 from tqdm import tqdm
 
-from rpg_ms.errors import RunStopped, UserError
+from rpg_ms.errors import CutShort, RunStopped, UserError
 from rpg_ms.pruning.allocation import target_count
 from rpg_ms.pruning.methods import METHODS
 from rpg_ms.training.checkpoint import Checkpoints, split_of
@@ -29,7 +29,8 @@ def train(config, task, network, found, step_cell, rates, folder, ranks):
 
     Raises:
         RunStopped: the ranks' weights are no longer the same; the loss, a gradient or a weight is not finite; the disk
-            is full; or SIGTERM came, and a checkpoint was written.
+            is full; an image cannot be read; a worker of the loader is dead; stdout is broken; or SIGTERM came, and a
+            checkpoint was written.
         UserError: the checkpoints of a run that should go on are damaged, or of another number of steps or ranks, or
             no update is left that could reach the target density.
     """
@@ -132,6 +133,10 @@ def train(config, task, network, found, step_cell, rates, folder, ranks):
         step = error.args[1] if len(error.args) > 1 else step_cell.step_number + 1
         raise RunStopped(f"{error.args[0]} at step {step}, learning rate {rates[min(step, total) - 1]:g}; "
                          f"{_last_good(state, checkpoints)}") from None
+    except CutShort as error:
+        goes_on = f"; --resume {folder.path} goes on from it" if checkpoints.last.exists() else ""
+        raise RunStopped(f"{error}; the run had come to step {step_cell.step_number} of {total}; "
+                         f"{_last_good(state, checkpoints)}{goes_on}") from None
     except OSError as error:
         raise RunStopped(f"{folder.path}: cannot be written: {error.strerror}; {_last_good(state, checkpoints)}") from None
 
