@@ -9,6 +9,17 @@ from pathlib import Path
 UNFINISHED = ".unfinished-"  # how the folders begin in which files are written before they get their names
 
 
+def user_path(name):
+    """`name` with a leading `~` or `~user` as that home folder; as in a shell, a user who is not there stays as written.
+
+    A shell does not do it in `--flag=~/x`, in `--set data.root=~/x` or in a configuration.
+    """
+    try:
+        return os.path.expanduser(name)
+    except ValueError:  # no user's name: it has a NUL, or a character that the system cannot encode
+        return name
+
+
 @contextmanager
 def working_folder(path):
     """Within the block `path` is the current folder."""

@@ -33,7 +33,7 @@ sys.path.insert(0, str(PROJECT))
 from rpg_ms.compare.results import environment  # noqa: E402
 from rpg_ms.config import OneLineParser  # noqa: E402
 from rpg_ms.errors import UserError, front_door  # noqa: E402
-from rpg_ms.files import atomic_path  # noqa: E402
+from rpg_ms.files import atomic_path, user_path  # noqa: E402
 
 DENSITY = 0.05
 UPDATE_EVERY = 100
@@ -42,7 +42,7 @@ UPDATE_EVERY = 100
 def main():
     parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(BENCHMARKS))
-    parser.add_argument("--results", metavar="FOLDER", help="where results.json is kept")
+    parser.add_argument("--results", type=user_path, metavar="FOLDER", help="where results.json is kept")
     args = parser.parse_args()
     for name in args.names:
         if name not in BENCHMARKS:

@@ -22,11 +22,12 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from rpg_ms.errors import RunStopped, UserError, front_door  # noqa: E402
+from rpg_ms.files import user_path  # noqa: E402
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs="+", metavar="FILE.onnx")
+    parser.add_argument("files", type=user_path, nargs="+", metavar="FILE.onnx")
     parser.add_argument("--seconds", type=float, default=5.0, metavar="S", help="for each file and runtime (default 5)")
     parser.add_argument("--threads", type=int, metavar="N", help="threads of a runtime (default: its own choice)")
     args = parser.parse_args()

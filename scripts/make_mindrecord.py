@@ -10,12 +10,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from rpg_ms.config import OneLineParser  # noqa: E402
 from rpg_ms.data.mindrecord import write_class_folders  # noqa: E402
 from rpg_ms.errors import UserError, front_door  # noqa: E402
+from rpg_ms.files import user_path  # noqa: E402
 
 
 def main():
     parser = OneLineParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", help="folder with train/ and val/")
-    parser.add_argument("output", help="folder to write to")
+    parser.add_argument("folder", type=user_path, help="folder with train/ and val/")
+    parser.add_argument("output", type=user_path, help="folder to write to")
     parser.add_argument("--shards", type=int, default=1, help="files for each part")
     args = parser.parse_args()
     if not 1 <= args.shards <= 1000:

@@ -39,6 +39,7 @@ while [ $# -gt 0 ]; do
     shift
 done
 arguments+=(--device_target "$target")
+rank_table=${rank_table/#~\//$HOME/}  # in --rank_table_file=~/FILE the shell leaves it
 [ -z "$rank_table" ] || [ -f "$rank_table" ] || fail 2 "RANK_TABLE_FILE: no file $rank_table"
 
 # Mistakes in the configuration, and data that is not there, are better told once than by every rank.

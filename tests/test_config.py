@@ -1,6 +1,7 @@
 """The configuration: legal values come through, everything else is one line naming source and key."""
 from __future__ import annotations
 
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -143,6 +144,70 @@ def test_base_cycles_and_missing_bases(write):
     assert len(complaint(write("base: " + "x" * 5000))) < 200
 
 
+def test_a_missing_base_says_where_it_was_looked_for(write, tmp_path):
+    Path("real").mkdir()
+    write("seed: 3", "real/low.yaml")
+    write("base: low.yaml", "real/top.yaml")
+    assert complaint(write("base: no.yaml", "real/x.yaml")) == "real/x.yaml: base: no.yaml: no such file: real/no.yaml"
+    Path("link.yaml").symlink_to("real/top.yaml")
+    assert complaint("link.yaml") == ("link.yaml: base: low.yaml: no such file; a base is looked for beside the link "
+                                      "link.yaml, not beside its target")
+    Path("low.yaml").symlink_to("real/low.yaml")
+    assert load_config("link.yaml").seed == 3
+
+
+# Paths
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    folder = tmp_path / "home"
+    folder.mkdir()
+    monkeypatch.setenv("HOME", str(folder))
+    return folder
+
+
+def test_a_tilde_in_any_path_is_the_home_folder(write, home):
+    write("seed: 7", home / "low.yaml")
+    write("base: ~/low.yaml\ndata: {root: ~/data}\noutput_dir: ~/run\n", home / "x.yaml")
+    config = load_config("~/x.yaml", ["model.pretrained=~/w.ckpt"])
+    assert (config.seed, config.data.root, config.output_dir) == (7, f"{home}/data", f"{home}/run")
+    assert config.model.pretrained == f"{home}/w.ckpt" and "~" not in dump_config(config)
+    assert load_config("~/x.yaml", output_dir="~").output_dir == str(home)
+    assert complaint("~/no.yaml") == f"{home}/no.yaml: no such file"
+    assert complaint(write("base: ~/no.yaml")) == f"x.yaml: base: ~/no.yaml: no such file: {home}/no.yaml"
+
+
+@pytest.mark.parametrize("name", ["./~", "a~", "~nobody-of-this-name/x", "x/~/y", "~\x00"])
+def test_other_tildes_stay(write, name):
+    assert load_config(write(""), output_dir=name).output_dir == name
+
+
+@pytest.mark.parametrize("door, flags", [
+    ("train", "--config --output_dir --resume"), ("eval", "--config --output_dir --checkpoint_path"),
+    ("export", "--config --output_dir --checkpoint_path --file_name"), ("convert", "--from --to"),
+    ("compare", "--config --output_dir --results"), ("report", "--output_dir RUN_FOLDER"),
+    ("scripts/make_mindrecord", "FOLDER OUTPUT"), ("scripts/benchmark_onnx", "FILE.onnx"),
+])
+def test_every_path_of_a_command_line_knows_the_home_folder(door, flags, home, monkeypatch):
+    """What each parser makes of its own flags, without the work behind them."""
+    class Parsed(Exception):
+        pass
+
+    def parse(parser, args=None, namespace=None):
+        raise Parsed(parser)
+
+    script = PROJECT / f"{door}.py"
+    monkeypatch.setattr("argparse.ArgumentParser.parse_args", parse)
+    monkeypatch.setattr(sys, "argv", [script.name])
+    with pytest.raises(Parsed) as caught:
+        runpy.run_path(str(script))["main"]()
+    actions = {name: action for action in caught.value.args[0]._actions
+               for name in [*action.option_strings, action.metavar or action.dest.upper()]}
+    for flag in flags.split():
+        assert actions[flag].type("~/x") == f"{home}/x", flag
+
+
 # What is wrong with a value
 
 
@@ -275,6 +340,8 @@ def test_huge_integers(write):
     (b"\x89PNG\r\n\x1a\n\0\0", "x.yaml: line 1: not UTF-8 text (byte 0x89)"),
     (b"\0" * 100, "x.yaml: line 1: character '\\x00' is not allowed"),
     (b"#" * 100_001, "x.yaml: longer than 100000 bytes"),
+    ("<!DOCTYPE html>\n<title>Sign in: Hub</title>", "x.yaml: a web page, not a configuration file"),
+    ("version https://git-lfs.github.com/spec/v1\nsize 12\n", "x.yaml: a pointer of Git LFS, not the file itself"),
 ])
 def test_text_that_is_not_a_configuration(write, text, line):
     assert complaint(write(text)).startswith(line)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from ruamel.yaml import YAML
 
+import image_files
 from doors import STEPS, TINY, door, last_json, refused
 
 
@@ -219,3 +220,33 @@ def test_two_processes_in_one_folder(run, tmp_path, flag):
         refused(door("train.py", "--config", "tiny.yaml", "--output_dir", "out", "--seed", 3, *flag, cwd=tmp_path),
                 "out", "another process")
     assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
+
+
+def test_check_data_names_every_unreadable_image_before_the_run_begins(tmp_path):
+    root = image_files.class_folders(tmp_path / "images")
+    config = tmp_path / "x.yaml"
+    config.write_text(f"data: {{name: imagenet, root: {root}, image_size: 16}}\nmodel: {{name: cifar_resnet8}}\n"
+                      "train: {epochs: 1, batch_size: 6}\npruning: {method: dense}\ndevice_target: CPU\n")
+    arguments = ("train.py", "--config", config, "--output_dir", "out", "--check_data")
+    damaged = [root / "train/n01/n01_2.JPEG", root / "val/n10/n10_0.JPEG"]
+    whole = [file.read_bytes() for file in damaged]
+    damaged[0].write_bytes(whole[0][:600])
+    damaged[1].write_bytes(b"")
+    result = door(*arguments, cwd=tmp_path)
+    *names, last = result.stderr.splitlines()
+    assert result.returncode == 2 and last.startswith("train.py: error: 2 of 24 images cannot be read")
+    assert sorted(line.partition(": not a readable image: ")[0] for line in names) == list(map(str, damaged))
+    assert not (tmp_path / "out").exists()
+    for file, content in zip(damaged, whole):
+        file.write_bytes(content)
+    result = door(*arguments, cwd=tmp_path)
+    assert last_json(result)["steps"] == 3 and result.stdout.startswith("all 24 images can be read\n")
+
+
+def test_one_folder_under_two_names_is_one_folder(tmp_path):
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").symlink_to("a")
+    for name in ("a/", "./a", tmp_path / "a", "b"):
+        refused(door("train.py", "--config", "tiny.yaml", "--resume", name, "--output_dir", "a", cwd=tmp_path),
+                f"{name} is not the folder of a run: it has no config.yaml")

@@ -57,12 +57,47 @@ class _Storage:
         self.key, self.kind, self.values = key, kind, values
 
 
+class Array:
+    """A NumPy array that stays one in the file, as NumPy pickles it."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def __reduce__(self):
+        return self.value.__reduce__()
+
+
+class Named:
+    """An object of a class that only the file knows: `module.name`, called with `args`, with `state`."""
+
+    kinds = {}
+
+    def __init__(self, name, args=(), state=None):
+        self.name, self.args, self.state = name, args, state
+        self.kinds.setdefault(name, _global(*name.rsplit(".", 1)))
+
+    def __reduce__(self):
+        return (self.kinds[self.name], self.args) + (() if self.state is None else (self.state,))
+
+
+def module(parameters=(), buffers=(), modules=(), not_saved=()):
+    """A pickled torch.nn.Module with these arrays and parts."""
+    state = {"training": True, "_parameters": dict(parameters), "_buffers": dict(buffers), "_modules": dict(modules),
+             "_non_persistent_buffers_set": set(not_saved)}
+    return Named("torch.nn.modules.module.Module", state=state)
+
+
 def save(path, content, legacy=False, compression=zipfile.ZIP_STORED):
-    """Write `content`, dicts with `Tensor`s or NumPy arrays in them, to a file in one of PyTorch's layouts."""
+    """Write `content`, containers with `Tensor`s or NumPy arrays in them, to a file in one of PyTorch's layouts."""
     modules = {"torch": types.ModuleType("torch"), "torch._utils": types.ModuleType("torch._utils")}
     for kind in [*STORAGES.values(), "BFloat16Storage"]:
         setattr(modules["torch"], kind, _global("torch", kind))
     modules["torch._utils"]._rebuild_tensor_v2 = _global("torch._utils", "_rebuild_tensor_v2")
+    for kind in Named.kinds.values():
+        parts = kind.__module__.split(".")
+        for end in range(1, len(parts) + 1):  # a module is only found if those above it are
+            modules.setdefault(".".join(parts[:end]), types.ModuleType(".".join(parts[:end])))
+        setattr(modules[kind.__module__], kind.__name__, kind)
     before = {name: sys.modules.get(name) for name in modules}
     sys.modules.update(modules)
     try:
@@ -95,7 +130,11 @@ def save(path, content, legacy=False, compression=zipfile.ZIP_STORED):
 def _tensors(content):
     if isinstance(content, np.ndarray):
         return Tensor(content)
+    if isinstance(content, Named):
+        return Named(content.name, _tensors(content.args), _tensors(content.state))
     if isinstance(content, dict):
         for key in content:
             content[key] = _tensors(content[key])
+    if type(content) in (list, tuple):
+        return type(content)(map(_tensors, content))
     return content

@@ -82,6 +82,10 @@ class Sparsified:
         return mean_rank([layer.weight.asnumpy() for layer in self.layers])
 
 
+class NothingMatches(ValueError):
+    """Patterns of layers to leave out that match none, or that leave none to prune."""
+
+
 def sparsify(network, exclude=()):
     """Turn the convolution and dense layers of any network into masked ones, in place; masks start all ones.
 
@@ -97,12 +101,15 @@ def sparsify(network, exclude=()):
         Sparsified.
 
     Raises:
-        ValueError: a pattern that matches no layer, or no layer left to prune.
+        NothingMatches: a pattern that matches no layer, or patterns that leave no layer to prune.
+        ValueError: the network has no layer to prune, or a `weight_mask` of its own that is not such a mask.
     """
     layers, skipped, seen, used = [], [], set(), set()
     for cell_name, cell in network.cells_and_names():
         for attribute, parameter in list(cell.parameters_and_names(expand=False)):
             attribute = attribute.rsplit(".", 1)[-1]
+            if attribute == "weight_mask":
+                _check_mask(cell_name, cell)
             if id(parameter) in seen or parameter.ndim < 2 or attribute == "weight_mask":
                 continue
             seen.add(id(parameter))
@@ -116,14 +123,17 @@ def sparsify(network, exclude=()):
                 reason = f"excluded by {min(patterns)!r}"
                 used |= patterns
             else:
-                layers.append(MaskedLayer(cell_name, kind, parameter, _masked(cell)))
+                layers.append(MaskedLayer(cell_name, kind, parameter, _masked(cell_name, cell)))
                 continue
             skipped.append(Skipped(parameter.name, tuple(parameter.shape), reason))
     unused = sorted(set(exclude) - used)
     if unused:
-        raise ValueError(f"no prunable layer matches {', '.join(map(repr, unused))}")
+        raise NothingMatches(f"no prunable layer matches {', '.join(map(repr, unused))}")
     if not layers:
-        raise ValueError("the network has no convolution or dense layer to prune")
+        reasons = [entry.reason for entry in skipped if entry.reason.startswith(("frozen", "excluded"))]
+        counts = ", ".join(f"{reasons.count(reason)} {reason}" for reason in dict.fromkeys(reasons))
+        raise (NothingMatches if used else ValueError)(
+            f"the network has no convolution or dense layer to prune{': ' if counts else ''}{counts}")
     return Sparsified(tuple(layers), tuple(skipped))
 
 
@@ -141,11 +151,23 @@ def masked_gradient(mask, gradient):
     return ops.select(mask, gradient, ops.zeros_like(gradient))
 
 
-def _masked(cell):
-    if not hasattr(cell, "weight_mask"):
+def _masked(cell_name, cell):
+    if hasattr(cell, "weight_mask"):
+        _check_mask(cell_name, cell)
+    else:
         _add_mask(cell)
         cell.__class__ = {nn.Conv2d: MaskedConv2d, nn.Dense: MaskedDense}.get(type(cell), type(cell))
     return cell.weight_mask
+
+
+def _check_mask(cell_name, cell):
+    """Refuse a `weight_mask` that is not what pruning, checkpoints and exports have under this name."""
+    mask, weight = cell.weight_mask, getattr(cell, "weight", None)
+    if not (isinstance(mask, ms.Parameter) and mask.dtype == ms.bool_ and isinstance(weight, ms.Parameter)
+            and mask.shape == weight.shape):
+        what = f"{mask.dtype} of shape {mask.shape}" if isinstance(mask, ms.Tensor) else f"a {type(mask).__name__}"
+        raise ValueError(f"{cell_name}.weight_mask is {what}, not a mask as pruning keeps it under this name, a bool "
+                         "Parameter of the weight's shape; call it otherwise")
 
 
 def _add_mask(cell):

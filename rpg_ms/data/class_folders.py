@@ -16,6 +16,10 @@ from rpg_ms.errors import UserError, one_line
 
 SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
 
+SIXTEEN_BITS = ("PNG", "PPM", "JPEG2000")  # formats whose deeper grey values Pillow hands on as 0 to 65535
+BITS, PHOTOMETRIC, PLANES, SAMPLE_FORMAT = 258, 262, 284, 339  # tags of a TIFF file
+UNKNOWN_WHITE = "of which it is not known what is white; convert them to 8 or 16 bits, unsigned"
+
 
 @dataclass(frozen=True)
 class Listing:
@@ -31,7 +35,8 @@ def list_images(root, part):
 
     Classes are sorted by name, as torchvision does, the files of a class by path.
 
-    Files whose names do not end like an image's are passed over, also in folders below a class folder.
+    Files whose names do not end like an image's are passed over, also in folders below a class folder, and so is
+    whatever has a name that begins with a dot: copies and notes that editors and systems leave behind.
 
     Raises:
         UserError: no such folder, no class folders, or one without images.
@@ -44,7 +49,7 @@ def list_images(root, part):
         raise UserError(f"data.root: {root} has no folder {part}; wanted are {part}/CLASS/*.JPEG, "
                         "one folder a class")
     try:
-        classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+        classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not _hidden(entry.name))
         found = [_images_below(folder / name) for name in classes]
     except OSError as error:
         raise UserError(f"{error.filename}: cannot be read: {error.strerror}") from None
@@ -75,17 +80,47 @@ def load(root):
 
 
 def read_image(file, name):
-    """The RGB image in a file (path or binary stream); `name` is what an error calls it.
+    """The RGB image in a file (path or binary stream), 8 bits a channel; `name` is what an error calls it.
+
+    Deeper pixels keep their 8 highest bits, alpha channels are dropped.
 
     Raises:
-        UserError: it is no image, or damaged.
+        UserError: it is no image, or damaged, or which value of its pixels is white is unknown.
     """
     try:
         with Image.open(file) as image:
-            return image.convert("RGB")
+            bits, inverted = _depth(image)
+            if bits == 8:
+                return image.convert("RGB")
+            pixels = (np.asarray(image) >> (bits - 8)).astype(np.uint8)
+            return Image.fromarray(255 - pixels if inverted else pixels).convert("RGB")
     except Exception as error:  # the decoders raise many kinds: OSError, SyntaxError, struct.error ...
         reason = one_line(str(error)) or type(error).__name__
         raise UserError(f"{name}: not a readable image: {reason}") from None
+
+
+def _depth(image):
+    """How many bits the values of an opened image have, and whether 0 is white; (8, False): Pillow converts it rightly.
+
+    Pillow cuts grey values of more bits off at 255. Colours of more bits it brings to 8 bits itself, rightly but for
+    one layout of TIFF files.
+
+    Raises:
+        ValueError: which value is white is unknown, or Pillow misreads the pixels.
+    """
+    deep_grey = image.mode[0] in "IF"  # the modes I, I;16, I;16B ..., and F
+    if image.format == "TIFF":
+        tags = image.tag_v2
+        bits, kind = max(tags.get(BITS, (1,))), max(tags.get(SAMPLE_FORMAT, (1,)))
+        if kind != 1 or bits > 16:
+            kind = {1: "unsigned", 2: "signed", 3: "floating-point"}.get(kind, "unknown")
+            raise ValueError(f"its pixels are {bits}-bit {kind} numbers, {UNKNOWN_WHITE}")
+        if bits > 8 and not deep_grey and tags.get(PLANES) == 2 and image.info["compression"] == "raw":
+            raise ValueError(f"its channels have {bits} bits and lie one after the other, uncompressed")
+        return (bits, tags.get(PHOTOMETRIC, 0) == 0) if deep_grey else (8, False)
+    if deep_grey and (image.mode == "F" or image.format not in SIXTEEN_BITS):
+        raise ValueError(f"its pixels are {image.format} numbers of Pillow's mode {image.mode}, {UNKNOWN_WHITE}")
+    return (16 if deep_grey else 8), False
 
 
 def _images_below(folder):
@@ -95,11 +130,16 @@ def _images_below(folder):
 
     files, visited = [], set()
     for path, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
-        folders.sort()
+        folders[:] = sorted(name for name in folders if not _hidden(name))
         here = os.path.realpath(path)
         if here in visited:  # by a link that leads back
             folders.clear()
             continue
         visited.add(here)
-        files += (os.path.join(path, name) for name in names if name.lower().endswith(SUFFIXES))
+        files += (os.path.join(path, name) for name in names
+                  if name.lower().endswith(SUFFIXES) and not _hidden(name))
     return sorted(files)
+
+
+def _hidden(name):
+    return name.startswith(".")

@@ -3,12 +3,15 @@ from __future__ import annotations
 
 import difflib
 import os
+import sys
 from dataclasses import dataclass, replace
 from functools import partial
+from multiprocessing.pool import ThreadPool
 from typing import Callable, Optional, Sequence, Tuple
 
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
 from rpg_ms.data import cifar, class_folders, fashion_mnist, mindrecord
 from rpg_ms.data.transforms import transforms
@@ -117,6 +120,41 @@ def load_dataset(config, seed):
         dataset = replace(dataset, train=dataset.train.subset(np.sort(order[held_out:])),
                           test=dataset.train.subset(np.sort(order[:held_out])))
     return dataset
+
+
+def check_images(dataset, first=0, stride=1):
+    """Read the images of both parts that training would read, in a thread per core; name the unreadable on stderr.
+
+    Args:
+        dataset: an `ImageDataset`.
+        first, stride: of both parts' images only every `stride`-th is read, from the `first` on.
+
+    Returns:
+        How many were read.
+
+    Raises:
+        UserError: some cannot be read.
+    """
+    def problem(i):
+        try:
+            both.image(i)
+        except UserError as error:
+            return str(error)
+
+    train = len(dataset.train)
+    both = ImageSet(lambda i: dataset.train.image(i) if i < train else dataset.test.image(i - train),
+                    np.concatenate([dataset.train.labels, dataset.test.labels]))
+    mine = range(first, len(both), stride)
+    unreadable = 0
+    with ThreadPool(os.cpu_count()) as threads, tqdm(total=len(mine), unit="image", disable=None) as bar:
+        for text in threads.imap_unordered(problem, mine, chunksize=16):
+            bar.update()
+            if text is not None:
+                unreadable += 1
+                tqdm.write(text, file=sys.stderr)
+    if unreadable:
+        raise UserError(f"{unreadable} of {len(mine)} images cannot be read, those named above; replace or remove them")
+    return len(mine)
 
 
 def known_shape(config):

@@ -16,8 +16,9 @@ from mindspore import nn, ops
 import rpg_ms
 from rpg_ms.deploy.compact import compact
 from rpg_ms.deploy.onnx_operators import exportable, restore_operators
-from rpg_ms.errors import UserError, one_line
+from rpg_ms.errors import UserError
 from rpg_ms.files import atomic_path, working_folder
+from rpg_ms.models.compiling import reason
 from rpg_ms.models.flops import layer_flops, parameter_count
 
 IMAGES = 64  # real test images that a file is verified on, at least
@@ -66,7 +67,7 @@ def export(network, found, task, file_format, file_name, batch_size=1, dynamic_b
     path = Path(file_name if str(file_name).endswith(extension) else f"{file_name}{extension}")
     sidecar = path.with_name(f"{path.name}.json")
     model, dataset = task.config.model.name, task.dataset
-    network.set_train(False)
+    task.compile_evaluation(network)  # which leaves it in inference mode
     images = task.test_images(-(-IMAGES // batch_size) * batch_size)
     inputs = task.test_images(len(images), raw=True) if normalize_input else images
     flops, other_flops = layer_flops(network, found, task.input_shape)
@@ -105,7 +106,7 @@ def export(network, found, task, file_format, file_name, batch_size=1, dynamic_b
             content = {**described, "file": path.name, "class_names": dataset.class_names}
             written.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     except (OSError, RuntimeError, ValueError, TypeError) as error:
-        raise UserError(f"--file_name: {path} could not be written: {_reason(error)}") from None
+        raise UserError(f"--file_name: {path} could not be written: {reason(error)}") from None
     parameters = parameter_count(network)
     return {**described, "max_abs_difference": difference, "parameters": parameters,
             "nonzero_parameters": parameters - found.prunable + found.nonzero,
@@ -212,7 +213,7 @@ def _as_refusal():
     try:
         yield
     except Exception as error:
-        raise UserError(f"--file_format: the network cannot be exported to ONNX: {_reason(error)}; MINDIR takes it") from None
+        raise UserError(f"--file_format: the network cannot be exported to ONNX: {reason(error)}; MINDIR takes it") from None
 
 
 def _compact(path, images):
@@ -227,11 +228,6 @@ def _compact(path, images):
     if not difference <= COMPACTION_TOLERANCE * max(1, np.abs(before).max()):
         raise UserError(f"--compact: the outputs would change by {difference:.3g}; export without it")
     return {"compacted_multiply_adds": multiply_adds, "compaction_difference": difference}
-
-
-def _reason(error):
-    """What MindSpore's error says, without the C++ call stack below it."""
-    return one_line(re.split(r"\n-{10,}", str(error))[0])
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -275,7 +271,7 @@ def _compare_outputs(run, cases, path, file_format, softmax):
             outputs = run(inputs)
         except Exception as error:  # onnxruntime has a class of its own for every status
             if len(inputs) == len(cases[0][0]):
-                raise UserError(f"{path}: does not run: {_reason(error)}") from None
+                raise UserError(f"{path}: does not run: {reason(error)}") from None
             raise UserError(f"--dynamic_batch: the network computes with its batch size, so as {file_format} "
                             "it runs with no other; choose one with --batch_size") from None
         if outputs.shape != expected.shape:

@@ -80,12 +80,12 @@ def _compare(path, before, after, value_type):
             differing.append(name)
             continue
         if name + MASK in before:
-            one = np.where(before[name + MASK], one, np.float32(0))  # a zero outside may be a negative one
+            one = np.where(before[name + MASK], one, one.dtype.type(0))  # a zero outside may be a negative one
             if value_type == "float16":
-                one = one.astype(np.float16).astype(np.float32)
+                one = one.astype(np.float16).astype(other.dtype)
             if value_type == "int8":  # half a step; a step is at most 1/63 of a channel's largest weight
-                limit = np.abs(one).reshape(len(one), -1).max(1) / 126 + 2.0 ** -126
-                error = np.abs(one - other).reshape(len(one), -1).max(1)
+                limit = np.abs(one.astype(np.float32)).reshape(len(one), -1).max(1) / 126 + 2.0 ** -126
+                error = np.abs(one.astype(np.float32) - other).reshape(len(one), -1).max(1)
                 one = other if (error <= limit).all() else one
         if one.tobytes() != other.tobytes():
             differing.append(name)

@@ -9,6 +9,8 @@ import sys
 import traceback
 
 import mindcv
+import mindspore as ms
+import numpy as np
 from mindcv.models.resnet import ResNet
 from mindspore import nn, ops
 
@@ -61,6 +63,9 @@ def create_model(name, num_classes, in_channels, image_size=224, width=1.0, pool
     elif pool_padding != "pytorch" and not isinstance(network, ResNet):
         raise UserError(f"model.pool_padding: {pool_padding} is for mindcv's ResNets, not for {name}")
     _name_by_place(network)
+    for parameter in network.get_parameters():
+        if np.dtype(ms.dtype_to_nptype(parameter.dtype)).kind in "biu":
+            parameter.requires_grad = False  # MindSpore's default is True; a counter or index has no gradient
     return network
 
 
@@ -167,7 +172,35 @@ def _users_own(name, **arguments):
         raise UserError(f"model.name: {name}({_given(arguments)}) fails: {_in_one_line(error)}") from error
     if not isinstance(network, nn.Cell):
         raise UserError(f"model.name: {name} returns a {type(network).__name__}, not a mindspore.nn.Cell")
+    _refuse_hidden_parameters(network, name)
     return network
+
+
+def _refuse_hidden_parameters(network, name):
+    """Refuse Parameters that MindSpore does not find, as they are in a plain list, tuple or dict: they would be neither
+    trained, pruned, loaded nor saved. Such a list may well name Cells that are attributes as well.
+    """
+    known = {id(parameter) for parameter in network.get_parameters()}
+    for place, cell in network.cells_and_names():
+        for attribute, value in vars(cell).items():
+            for item in _held_in(value):
+                alone = isinstance(item, ms.Parameter)
+                if all(id(parameter) in known for parameter in ([item] if alone else item.get_parameters())):
+                    continue
+                wanted = "ParameterTuple" if alone else "nn.CellDict" if isinstance(value, dict) else "nn.CellList"
+                raise UserError(f"model.name: {name}: {place + '.' if place else ''}{attribute} is a plain "
+                                f"{type(value).__name__} with a {type(item).__name__} in it, which MindSpore would "
+                                f"neither train nor save; make it a mindspore.{wanted}")
+
+
+def _held_in(value):
+    """The Cells and Parameters in a list, tuple or dict, however deep; none of any other value."""
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    for item in items:
+        if isinstance(item, (nn.Cell, ms.Parameter)):
+            yield item
+        else:
+            yield from _held_in(item)
 
 
 def _in_one_line(error):

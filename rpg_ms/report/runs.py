@@ -10,6 +10,7 @@ from rpg_ms.errors import UserError
 from rpg_ms.json_files import NUMBER, check, parse_json
 from rpg_ms.pruning.structure import structural_rank
 from rpg_ms.rank import full_rank, numeric_rank
+from rpg_ms.rank.numeric import with_bar
 from rpg_ms.report.layers import dead_filters
 from rpg_ms.tasks import TASKS, create_task
 from rpg_ms.training.run_folder import read_summary
@@ -197,7 +198,7 @@ def _read_checkpoint(path, config):
     cells = {id(cell.weight): cell for _, cell in network.cells_and_names() if hasattr(cell, "weight")}
     flops, other_flops = layer_flops(network, found, task.input_shape)
     layers = tuple(_layer(layer, cells[id(layer.weight)], config.rank.include_dense, *costs)
-                   for layer, costs in zip(found.layers, flops))
+                   for layer, costs in with_bar(list(zip(found.layers, flops))))
     return state, layers, parameter_count(network) - found.prunable, other_flops, task.input_shape
 
 

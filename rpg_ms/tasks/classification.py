@@ -9,11 +9,12 @@ import numpy as np
 from mindcv.loss import create_loss
 from mindspore import nn, ops
 
-from rpg_ms.data.datasets import ImageDataset, known_shape, load_dataset
+from rpg_ms.data.datasets import ImageDataset, check_images, known_shape, load_dataset
 from rpg_ms.data.pipeline import EvalSamples, Mix, TrainSamples, batches
 from rpg_ms.data.transforms import OnImage, planes
-from rpg_ms.errors import UserError, one_line
+from rpg_ms.errors import UserError
 from rpg_ms.models import create_model
+from rpg_ms.models.compiling import compile_graph, reason
 from rpg_ms.models.flops import try_image
 from rpg_ms.tasks.task import Batch
 
@@ -76,8 +77,8 @@ class Classification:
             returned = try_image(network, self.input_shape)
         except Exception as error:  # of any kind, from anybody's network
             size = " x ".join(str(n) for n in self.input_shape)
-            reason = one_line(str(error).partition("\n---")[0])[:200]
-            raise UserError(f"model.name: {name} cannot take images of {size} (data.name: {data}): {reason}") from None
+            raise UserError(f"model.name: {name} cannot take images of {size} (data.name: {data}): "
+                            f"{reason(error)[:300]}") from None
         shape = tuple(returned.shape) if isinstance(returned, ms.Tensor) else type(returned).__name__
         if shape != (1, self.classes):
             raise UserError(f"model.name: {name} returns {shape} for one image of {data}, not (1, {self.classes}), a number "
@@ -90,9 +91,23 @@ class Classification:
                                first_step, last_step, self.ranks.rank, self.ranks.size)
         return batches(samples, batch_size, self.config.data.workers, self._mix(first_step))
 
+    def zero_batch(self, batch_size: int) -> dict[str, np.ndarray]:
+        """A training batch of zeros, of the shapes and types that `train_batches` has."""
+        mixed = self._mix(0) is not None
+        labels = np.zeros((batch_size, self.classes), np.float32) if mixed else np.zeros(batch_size, np.int32)
+        return {"image": np.zeros((batch_size, *self.input_shape), np.float32), "label": labels}
+
     def with_loss(self, network: nn.Cell) -> nn.Cell:
         """The network with cross-entropy, as a Cell from images and labels to a scalar."""
         return _WithLoss(network, create_loss("CE", label_smoothing=self.config.train.label_smoothing))
+
+    def check_data(self) -> int:
+        """Read this process's share of all images and name the unreadable on stderr; how many were read.
+
+        Raises:
+            UserError: some cannot be read.
+        """
+        return check_images(self.dataset, self.ranks.rank, self.ranks.size)
 
     def _mix(self, first_step: int) -> Optional[Mix]:
         train = self.config.train
@@ -104,17 +119,31 @@ class Classification:
 
     def test_batches(self) -> Iterator[Batch]:
         """This process's share of the test images, each once; labels of padding are -1."""
-        share = -(-len(self.dataset.test) // self.ranks.size)
-        batch_size = min(self.config.train.eval_batch_size, share)
+        batch_size = self._test_batch_size()
         samples = EvalSamples(self.dataset.test, self.dataset.test_transform, batch_size, {"label": np.int32(-1)},
                               self.ranks.rank, self.ranks.size)
         return batches(samples, batch_size, self.config.data.workers)
 
+    def _test_batch_size(self) -> int:
+        share = -(-len(self.dataset.test) // self.ranks.size)
+        return min(self.config.train.eval_batch_size, share)
+
+    def compile_evaluation(self, network: nn.Cell) -> nn.Cell:
+        """The cell that evaluates a network, compiled in graph mode; leaves the network in inference mode.
+
+        Raises:
+            UserError: the network does not compile.
+        """
+        if self._count is None or self._count.network is not network:  # one cell for all evaluations: compiled once
+            count, size = _CountCorrect(network).set_train(False), self._test_batch_size()
+            zeros = np.zeros((size, *self.input_shape), np.float32), np.zeros(size, np.int32)
+            compile_graph(count, zeros, network, self.config.model.name, "inference")
+            self._count = count
+        return self._count.set_train(False)
+
     def evaluate(self, network: nn.Cell) -> dict[str, float]:
         """`{"top1": percent}` over all test images of all processes; leaves the network in inference mode."""
-        if self._count is None or self._count.network is not network:  # one cell for all evaluations: compiled once
-            self._count = _CountCorrect(network)
-        count = self._count.set_train(False)
+        count = self.compile_evaluation(network)
         correct = sum(int(count(*batch.values()).asnumpy()) for batch in self.test_batches())
         correct = int(self.ranks.gather(np.int64(correct)).sum())
         return {"top1": 100 * correct / len(self.dataset.test)}

@@ -27,8 +27,17 @@ class Task(Protocol):
     def train_batches(self, first_step: int, last_step: int) -> Iterator[Batch]:
         """This process's batches of the steps `first_step + 1 .. last_step`."""
 
+    def zero_batch(self, batch_size: int) -> dict[str, np.ndarray]:
+        """A training batch of zeros, of the shapes and types that `train_batches` has: to compile for."""
+
+    def check_data(self) -> int:
+        """Read all of this process's data once; how much that was, or UserError for what cannot be read."""
+
     def with_loss(self, network: nn.Cell) -> nn.Cell:
         """The network with its loss: a Cell from the arrays of a training batch, in their order, to a scalar."""
+
+    def compile_evaluation(self, network: nn.Cell) -> Any:
+        """Compile what `evaluate` runs; UserError if the network does not compile."""
 
     def evaluate(self, network: nn.Cell) -> dict[str, float]:
         """The task's figures over the test data of all processes; leaves the network in inference mode."""

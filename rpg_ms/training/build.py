@@ -5,14 +5,16 @@ import atexit
 import tempfile
 
 import mindspore as ms
+import numpy as np
 from mindcv.optim.adamw import AdamW
 from mindcv.scheduler.dynamic_lr import cosine_decay_refined_lr, linear_refined_lr, multi_step_lr
 from mindspore import amp, nn
 
 from rpg_ms.cells import RankTerm, SoftThreshold, SparseTrainStep, StepOptions, WeightAverage, sparsify
-from rpg_ms.cells.masked import set_topology
+from rpg_ms.cells.masked import NothingMatches, set_topology
 from rpg_ms.errors import UserError
 from rpg_ms.files import working_folder
+from rpg_ms.models.compiling import compile_graph
 from rpg_ms.pruning import Pruner
 from rpg_ms.weights import load_weights
 
@@ -28,19 +30,21 @@ def build_network(config, task, pretrained=None, mixed_precision=True):
         mixed_precision: whether it computes at `train.amp_level`; its weights are float32 either way.
 
     Raises:
-        UserError: an unknown network, one that does not fit the task's images and classes, exclusions that match
-            nothing, or weights that do not fit.
+        UserError: an unknown network, one that does not fit the task's images and classes or has nothing to prune,
+            exclusions that match nothing, or weights that do not fit.
     """
     model = config.model
     network = task.network()
     try:
         found = sparsify(network, config.pruning.exclude)
-    except ValueError as error:
+    except NothingMatches as error:
         raise UserError(f"pruning.exclude: {error}") from None
+    except ValueError as error:
+        raise UserError(f"model.name: {model.name}: {error}") from None
     if pretrained is not None:
         try:
             load_weights(pretrained, network, found, model.pretrained_allow, model.pretrained_entry,
-                         "model.pretrained_allow")
+                         model.pretrained_prefix, "model.pretrained_{}")
         except UserError as error:
             raise UserError(f"model.pretrained: {error}") from None
     if mixed_precision and config.train.amp_level != "O0":
@@ -168,6 +172,24 @@ def idle_rank_term(config, step):
         return (f"{given} pruning.method={config.pruning.method} has no update that takes up its gradient; "
                 "rank.every=step lets the term drive the weights")
     return None
+
+
+def compile_step(config, task, network, step):
+    """Compile in graph mode, without running them, the training step and the evaluation; the network then trains on.
+
+    It is the graph that trains between topology updates; those at updates are pieces of it.
+
+    Raises:
+        UserError: the network does not compile.
+    """
+    arrays = list(task.zero_batch(config.train.batch_size // config.train.micro_batches).values())
+    cell = step.plain_step if step.in_pieces is None else step.task
+    pauses = (config.train.log_every, task.steps_per_epoch, config.checkpoint.every_steps or step.sink_size)
+    if step.can_sink() and step.sink_size <= min(pauses):
+        cell, arrays = step.sunk_steps, [np.stack([array] * step.sink_size) for array in arrays]
+    compile_graph(cell, arrays, network, config.model.name, "training step")
+    task.compile_evaluation(network)
+    step.set_train()
 
 
 def sink_size(config, device, steps_per_epoch):

@@ -65,6 +65,13 @@ def lost_configuration(folder):
     return bool(set(traces(folder)) - {"metrics.jsonl"}) and not (Path(folder) / "config.yaml").exists()
 
 
+def may_train(config, resume, allow_changes, overwrite):
+    """Whether training in the folder is neither finished nor refused, as far as can be seen without touching it."""
+    if resume:
+        return NoFolder(config, resume, allow_changes).summary() is None
+    return overwrite or not traces(config.output_dir)
+
+
 class NoFolder:
     """The run's folder to the ranks that only read it; arguments as of `RunFolder`."""
 

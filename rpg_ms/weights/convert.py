@@ -1,18 +1,12 @@
-"""Weights from a file into a network, by MindSpore's or PyTorch's names, and out again under PyTorch's.
-
-Nearly all names follow from the layers: a batch norm's `gamma` is PyTorch's `weight`. What differs beyond
-that, because mindcv and torchvision chose other names, is in `FAMILIES`.
-"""
+"""Weights from a file into a network, by MindSpore's or PyTorch's names, and out again under PyTorch's."""
 from __future__ import annotations
 
-import re
+import logging
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 import mindspore as ms
 import numpy as np
-from mindcv.models.mobilenetv2 import MobileNetV2
-from mindcv.models.resnet import ResNet
 from mindspore import nn
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
@@ -20,73 +14,33 @@ from safetensors.numpy import save_file
 from rpg_ms.cells.masked import set_topology
 from rpg_ms.errors import UserError, one_line
 from rpg_ms.files import atomic_path
-from rpg_ms.weights.files import COUNTERS, read_weights, shorten
+from rpg_ms.weights.files import COUNTERS, read_file, shorten
+from rpg_ms.weights.names import MASK, all_names, find_names, namings, pytorch_names, without_wrappers
 
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.LayerNorm, nn.GroupNorm,
-         nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
 CONV_1D = (nn.Conv1d, nn.Conv1dTranspose)  # MindSpore keeps a height of 1 in their weights
-OWN_NAMES = (
-    (NORMS, {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean",
-             "moving_variance": "running_var"}),
-    ((nn.Embedding,), {"embedding_table": "weight"}),
-    ((nn.PReLU,), {"w": "weight"}),
-)
 PRUNED_ELSEWHERE = 0.01  # share of zeros beyond which a file holds a pruned network
 LARGER = 4  # times the network, and 2^24 weights: what a packed file may unpack to, with a wider classifier say
-MASK = "weight_mask"
-PREFIXES = ("module.", "_orig_mod.", "model.")  # of DataParallel, torch.compile, Lightning
-
-
-def _torchvision_mobilenet_v2(name):
-    """torchvision makes one module of convolution, norm and activation where mindcv makes three layers."""
-    if not name.startswith("features."):
-        return name
-    _, index, rest = name.split(".", 2)
-    if not rest.startswith("layers."):
-        stem = int(index) < 2
-        return f"features.{0 if stem else 18}.{int(index) - (0 if stem else 20)}.{rest}"
-    block = int(index) - 2
-    _, layer, attribute = rest.split(".")
-    places = {0: "0.0", 1: "0.1", 3: "1", 4: "2"} if block == 1 else {
-        0: "0.0", 1: "0.1", 3: "1.0", 4: "1.1", 6: "2", 7: "3"}
-    return f"features.{block}.conv.{places[int(layer)]}.{attribute}"
-
-
-FAMILIES = (
-    (ResNet, lambda name: re.sub(r"^classifier\.", "fc.", name.replace(".down_sample.", ".downsample."))),
-    (MobileNetV2, _torchvision_mobilenet_v2),
-)
-
-
-def pytorch_names(network):
-    """`{name: PyTorch's name}` of every Parameter of a network but its masks: torchvision's for ResNet, VGG and
-    MobileNet-v2, timm's for vision transformers, and otherwise what follows from the layers.
-    """
-    family = next((rename for kind, rename in FAMILIES if isinstance(network, kind)), lambda name: name)
-    names = {}
-    for _, cell in network.cells_and_names():
-        own = next((table for kinds, table in OWN_NAMES if isinstance(cell, kinds)), {})
-        for path, parameter in cell.parameters_and_names(expand=False):
-            stem, dot, attribute = parameter.name.rpartition(".")
-            if attribute != MASK and parameter.name not in names:
-                names[parameter.name] = family(stem + dot + own.get(attribute, attribute))
-    return names
+_log = logging.getLogger(__name__)
 
 
 def to_pytorch(network):
-    """The network's weights as `{name: array}`, PyTorch's names and shapes; masks are left out."""
-    names, squeezed, counters = pytorch_names(network), set(), {}
+    """The network's weights as `{name: array}`, PyTorch's names and shapes, what has two names under both; masks are
+    left out.
+    """
+    names, squeezed, counters = all_names(network), set(), {}
     for _, cell in network.cells_and_names():
         if isinstance(cell, CONV_1D):
             squeezed.add(cell.weight.name)
         elif isinstance(cell, BATCH_NORMS):
-            counters[names[cell.gamma.name].replace("weight", "num_batches_tracked")] = np.zeros((), np.int64)
+            counters.update((name.replace("weight", "num_batches_tracked"), np.zeros((), np.int64))
+                            for _, name in names[cell.gamma.name])
     weights = {}
     for parameter in network.get_parameters():
         if parameter.name in names:
             value = parameter.asnumpy().copy()
-            weights[names[parameter.name]] = value.squeeze(2) if parameter.name in squeezed else value
+            weights.update((name, value.squeeze(2) if parameter.name in squeezed else value)
+                           for _, name in names[parameter.name])
     return {**weights, **counters}
 
 
@@ -114,79 +68,143 @@ def write_weights(path, network):
         raise UserError(f"{path}: cannot be written: {one_line(str(error))}") from None
 
 
-def load_weights(path, network, found, allow=(), entry=None, allow_with=None):
+def load_weights(path, network, found, allow=(), entry=None, prefix=None, keys=None):
     """Load a file into a network; every tensor of both is used, unless the difference is allowed.
 
-    A file that carries masks (a checkpoint of this package) sets them. Otherwise the file tells by its zeros:
-    if more than 1 % of its prunable weights are exactly 0, it holds a pruned network, and every zero is
-    masked. A dense network has next to none.
+    A file that carries masks (a checkpoint of this package, or a network of torch.nn.utils.prune) sets them. Otherwise
+    the file tells by its zeros: if more than 1 % of its prunable weights are exactly 0, it holds a pruned network, and
+    every zero is masked. A dense network has next to none.
+
+    What MindSpore's optimizers and callbacks write beside a network is passed over. A prunable weight that the file
+    does not set, as `allow` lets it, is named in a warning.
 
     Args:
-        path: file, as `read_weights` takes it; its names are MindSpore's or PyTorch's, whichever fit better,
-            with or without a wrapper's prefix.
+        path: file, as `read_weights` takes it; its names are MindSpore's or PyTorch's, whichever fit better, with or
+            without those of PyTorch's wrappers and a prefix, which is looked for.
         network: the network, not compiled yet.
         found: its `Sparsified`.
         allow: patterns with shell wildcards for the names, on either side, of what may be unused, missing or
             of another shape; the network keeps its own values there.
         entry: see `read_weights`.
-        allow_with: where the user states `allow`, for the message.
+        prefix: take only what has this prefix, "encoder_q" say, and without it; None to find it.
+        keys: where the user states these, "model.pretrained_{}" say, for the messages.
 
     Raises:
         UserError: the file cannot be read, does not fit, or holds what is not finite.
     """
     parameters = {parameter.name: parameter for parameter in network.get_parameters()}
-    tensors = read_weights(path, entry, LARGER * sum(parameter.size for parameter in parameters.values()) + 2 ** 24)
-    if not tensors:
+    largest = LARGER * sum(parameter.size for parameter in parameters.values()) + 2 ** 24
+    contents = read_file(path, entry, largest, _key(keys, "entry"))
+    if not contents.weights:
         raise UserError(f"{path}: holds no weights")
-    pytorch = pytorch_names(network)
-    namings = ({name: name for name in parameters}, {name: own for own, name in pytorch.items()},
-               getattr(network, "former_names", {}))
-    ours = _our_names(tensors, namings)
-    values = {ours[name]: value for name, value in tensors.items() if name in ours}
-    for _, cell in network.cells_and_names():
-        if isinstance(cell, CONV_1D) and np.ndim(values.get(cell.weight.name)) == 3:
-            values[cell.weight.name] = values[cell.weight.name][:, :, None]
-
-    def refused(name, *aliases):
-        return not any(fnmatchcase(alias, pattern) for pattern in allow for alias in (name, *aliases))
-
-    optional = {layer.mask.name for layer in found.layers}
+    tensors, ours = _matched(path, contents, network, prefix, keys)
+    values = _values(path, network, found, tensors, ours)
     fitting = {name: value for name, value in values.items() if value.shape == parameters[name].shape}
+    _refuse_misfits(path, network, found, contents, tensors, ours, values, allow, keys)
+    for name, value in fitting.items():
+        _set_parameter(path, parameters[name], value)
+    _set_masks([layer for layer in found.layers if layer.weight.name in fitting], fitting)
+    random = [layer.weight.name for layer in found.layers if layer.weight.name not in fitting]
+    if random:
+        _log.warning("%s: as %s has it, %d of the %d weights to prune are not set and stay random: %s", path,
+                     _key(keys, "allow"), len(random), len(found.layers), shorten(random))
+
+
+def _key(keys, name):
+    return (keys or "convert.py --{}").format(name)
+
+
+def _matched(path, contents, network, prefix, keys):
+    """The tensors in a file that have to find their place, and `{name: Parameter's name}` of those that do."""
+    tensors, used = _unpruned(path, contents.weights)
+    if prefix is not None:
+        prefix = without_wrappers(f"{prefix.rstrip('.')}.")
+        inside = {name: value for name, value in tensors.items() if without_wrappers(name).startswith(prefix)}
+        if not inside:
+            raise UserError(f"{path}: no name begins with {prefix!r}; there are {shorten(tensors)}")
+        tensors = inside
+    (start, ours), *rivals = find_names(tensors, namings(network), prefix).items()
+    names = {own: name for name, own in ours.items()}
+    for rival, matched in rivals:
+        same = all(map(contents.beside, matched)) or all(
+            np.array_equal(tensors[name], tensors[names[own]]) for name, own in matched.items() if own in names)
+        if not same and 2 * len(names) >= len(pytorch_names(network)):
+            raise UserError(f"{path}: names under {start!r} and under {rival!r} fit the network alike; name one of the "
+                            f"two by {_key(keys, 'prefix')}")
+    used |= {name for name in tensors if contents.beside(name)}
+    arrays = {id(tensors[name]) for name in ours}  # another name of what is loaded is an array that is loaded
+    return {name: value for name, value in tensors.items()
+            if name in ours or name not in used and id(value) not in arrays}, ours
+
+
+def _unpruned(path, tensors):
+    """The tensors of a network of torch.nn.utils.prune as they count, and the masks that were multiplied in.
+
+    It keeps `weight_orig` and `weight_mask` in the place of `weight`, and the same for other Parameters.
+    """
+    whole, masks = {}, set()
+    for name, value in tensors.items():
+        stem = name[:-len("_orig")]
+        mask = tensors.get(f"{stem}_mask")
+        if name.endswith("_orig") and mask is not None and stem not in tensors:
+            if mask.shape != value.shape:
+                raise UserError(f"{path}: {stem}_mask is {mask.shape}, {name} {value.shape}")
+            name, value = stem, np.where(mask == 0, value.dtype.type(0), value * mask)
+            masks.add(f"{stem}_mask")
+        whole[name] = value
+    return whole, masks
+
+
+def _values(path, network, found, tensors, ours):
+    """`{Parameter's name: array}` as the network has them: masks bool, 1-D convolutions with a height of 1."""
+    values, names = {}, {}
+    for name, own in ours.items():
+        if own in values and not np.array_equal(values[own], tensors[name]):
+            raise UserError(f"{path}: {names[own]} and {name} differ, in the network they are one")
+        values[own], names[own] = tensors[name], name
+    for _, cell in network.cells_and_names():
+        if isinstance(cell, CONV_1D):
+            for name in (cell.weight.name, f"{cell.weight.name}_mask"):
+                if np.ndim(values.get(name)) == 3:
+                    values[name] = values[name][:, :, None]
+    for mask in [layer.mask.name for layer in found.layers if layer.mask.name in values]:
+        if values[mask].dtype != np.bool_ and not np.isin(values[mask], (0, 1)).all():
+            raise UserError(f"{path}: {names[mask]} holds more than zeros and ones")
+        values[mask] = values[mask].astype(np.bool_, copy=False)
+    return values
+
+
+def _refuse_misfits(path, network, found, contents, tensors, ours, values, allow, keys):
+    """Refuse what is missing, unused or of another shape, unless a pattern of `allow` matches one of its names."""
+    pytorch, optional = pytorch_names(network), {layer.mask.name for layer in found.layers}
+    shapes = {parameter.name: parameter.shape for parameter in network.get_parameters()}
+
+    def refused(*names):
+        return not any(fnmatchcase(name, pattern) for pattern in allow for name in names)
+
     problems = {
-        "not found": [name for name in parameters if name not in values and name not in optional
+        "not found": [name for name in shapes if name not in values and name not in optional
                       and not name.endswith(COUNTERS) and refused(name, pytorch.get(name, name))],
-        "not used": [name for name in tensors if name not in ours and refused(name)],
+        "not used": [name for name in tensors if name not in ours and refused(name, without_wrappers(name))],
         "of another shape": [
-            f"{name} ({values[ours[name]].shape} in the file, {parameters[ours[name]].shape} in the network)"
-            for name in tensors if name in ours and ours[name] not in fitting and refused(name, ours[name])]}
+            f"{name} ({values[ours[name]].shape} in the file, {shapes[ours[name]]} in the network)"
+            for name in tensors if name in ours and values[ours[name]].shape != shapes[ours[name]]
+            and refused(name, without_wrappers(name), ours[name])]}
+    if problems["not found"] and contents.unread:
+        problems["of a kind that is not read"] = [f"{name} ({kind})" for name, kind in contents.unread.items()]
     if any(problems.values()):
         listed = "; ".join(f"{problem}: {shorten(names)}" for problem, names in problems.items() if names)
-        hint = f"; what may differ is named by {allow_with}" if allow_with else ""
+        hint = f"; what may differ is named by {_key(keys, 'allow')}" if keys else ""
         raise UserError(f"{path} does not fit the network: {listed}{hint}")
 
-    for name, value in fitting.items():
-        parameter = parameters[name]
-        if (value.dtype.kind == "f") != parameter.is_floating_point():
-            raise UserError(f"{path}: {name} is {value.dtype} in the file, {parameter.dtype} in the network")
-        tensor = ms.Tensor(np.asarray(value, order="C"), parameter.dtype)
-        if parameter.is_floating_point() and not np.isfinite(tensor.asnumpy()).all():
-            raise UserError(f"{path}: {name} is not finite")
-        parameter.set_data(tensor)
-    _set_masks([layer for layer in found.layers if layer.weight.name in fitting], fitting)
 
-
-def _our_names(names, namings):
-    """`{name in the file: Parameter's name}` for names that have one, by the naming that knows the most."""
-    short, best = {name: name for name in names}, {}
-    while True:
-        for naming in namings:
-            matched = {name: naming[short[name]] for name in names if short[name] in naming}
-            best = max(best, matched, key=len)
-        prefix = next((prefix for prefix in PREFIXES
-                       if all(name.startswith(prefix) for name in short.values())), None)
-        if prefix is None:
-            return best
-        short = {name: rest[len(prefix):] for name, rest in short.items()}
+def _set_parameter(path, parameter, value):
+    if (value.dtype.kind == "f") != parameter.is_floating_point():
+        raise UserError(f"{path}: {parameter.name} is {value.dtype} in the file, {parameter.dtype} in the network")
+    tensor = ms.Tensor(np.asarray(value, order="C"), parameter.dtype)
+    if parameter.is_floating_point() and not np.isfinite(tensor.asnumpy()).all():
+        raise UserError(f"{path}: {parameter.name} is not finite")
+    parameter.set_data(tensor)
 
 
 def _set_masks(layers, values):

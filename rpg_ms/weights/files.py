@@ -4,7 +4,8 @@ by name.
 from __future__ import annotations
 
 import binascii
-from functools import partial
+import re
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import mindspore as ms
@@ -13,15 +14,43 @@ import safetensors
 
 from rpg_ms.errors import UserError, one_line
 from rpg_ms.weights import packed
+from rpg_ms.weights.inert_pickle import StandIn
 from rpg_ms.weights.pytorch_file import is_pytorch, read_pytorch, to_array
 
 # Where a training checkpoint keeps its network. Averaged weights come first: they are what is evaluated.
 ENTRIES = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "state_dict", "model_state_dict", "model",
            "net", "network", "module")
 COUNTERS = ("num_batches_tracked", "n_averaged")  # of batches: no weights
+LONGEST_ENTRY = 100  # characters
+
+# What MindSpore's optimizers keep for every weight and put before its name, and what they count.
+SLOTS = re.compile(r"(?:(?:moments?|moment[12]|adam_[mv]|lamb_[mv]|accum|accum_update|stat|mean_square|mean_grad|"
+                   r"linear|prev|step_size|exp_avg|exp_avg_sq|max_exp_avg_sq|exp_inf|vhat|momentum_buf|ax_)\.|mu_|eta_)(.+)")
+STEPS = re.compile(r"global_step|learning_rate(_group_\d+)?|momentum|beta[12]_power|epoch_num|step_num|scale_sense|"
+                   r"current_iterator_step|last_overflow_iterator_step")
 
 SAFETENSORS_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "bfloat16", "I64": "<i8",
                       "I32": "<i4", "I16": "<i2", "I8": "<i1", "U8": "<u1", "BOOL": "<b1"}
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a file holds.
+
+    `weights` is `{name: array}`; `unread` `{name: what it is}` of tensors that are not read here; `mindspore` whether
+    MindSpore wrote it as a checkpoint.
+    """
+
+    weights: dict
+    unread: dict = field(default_factory=dict)
+    mindspore: bool = False
+
+    def beside(self, name):
+        """Whether one of the weights is no network's, but an optimizer's or a counter, by its name."""
+        slot = SLOTS.fullmatch(name)
+        if self.mindspore and "." not in name and name in self.weights and self.weights[name].size <= 1:
+            return True  # of append_dict, with any name
+        return bool(slot and slot[1] in self.weights or STEPS.fullmatch(name))
 
 
 def read_weights(path, entry=None, largest=packed.LARGEST):
@@ -30,50 +59,99 @@ def read_weights(path, entry=None, largest=packed.LARGEST):
     Args:
         path: a MindSpore checkpoint, a file of `torch.save`, a safetensors file or a packed network, told apart
             by content.
-        entry: which entry of a wrapped PyTorch file to take; None for the first of `ENTRIES` that it has.
+        entry: which entry of a wrapped PyTorch file to take, "a.b" for one in another; None for the first of
+            `ENTRIES` that it has.
         largest: how many weights, at most, a packed network may have once unpacked.
 
     Counters of batches are left out, and what in a checkpoint of this package is not the network's.
 
     Raises:
-        UserError: missing, damaged, unsafe, or without weights.
+        UserError: missing, damaged, or without weights.
     """
+    return read_file(path, entry, largest).weights
+
+
+def read_file(path, entry=None, largest=packed.LARGEST, entry_key="convert.py --entry"):
+    """`Contents` of a file; see `read_weights`. `entry_key` is where the user names an entry, for the message."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: {'a directory, not a file' if path.is_dir() else 'no such file'}")
     try:
         with open(path, "rb") as file:
-            head = file.read(9)
+            head = file.read(1024)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    if head[5:] == b"\0\0\0{":  # the length of a JSON header
-        read = partial(_read_safetensors, largest=largest)
+    if head[8:9] == b"{" and head[5:8] == b"\0\0\0":  # the length of a JSON header
+        contents = Contents(_read_safetensors(path, largest))
     elif is_pytorch(head):
-        return _read_state_dict(path, entry)
+        return _read_state_dict(path, entry, entry_key)
     else:
-        read = _read_mindspore
+        _refuse_no_weights(path, head)
+        contents = Contents(_read_mindspore(path), mindspore=True)
     if entry is not None:
         raise UserError(f"{path}: {entry!r} cannot be taken from it, only PyTorch's files have entries")
-    return read(path)
+    return contents
 
 
-def _read_state_dict(path, entry):
+def _refuse_no_weights(path, head):
+    """Say what a file is that often stands where weights should."""
+    text = head.lstrip().lower()
+    if not head:
+        raise UserError(f"{path}: an empty file")
+    if head.startswith(b"version https://git-lfs"):
+        raise UserError(f"{path}: a pointer of git-LFS, not the weights themselves; `git lfs pull` fetches them")
+    if text.startswith((b"<!doctype html", b"<html", b"<?xml", b"<head")):
+        raise UserError(f"{path}: a web page, not weights; what was downloaded is not the file itself")
+
+
+def _read_state_dict(path, entry, entry_key):
     content = read_pytorch(path)
+    if isinstance(content, StandIn):
+        raise UserError(f"{path}: holds a {content!r}, neither weights by name nor a module, and its code is not run")
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds a {type(content).__name__}, not weights by name")
     if entry is None:
         entry = next((name for name in ENTRIES if isinstance(content.get(name), dict)), None)
-    elif entry not in content:
-        raise UserError(f"{path}: has no entry {entry!r}; it has {shorten(content)}")
-    found = content if entry is None else content[entry]
-    weights = {}
-    if isinstance(found, dict):
-        weights = {str(name): value for name, value in found.items()
-                   if isinstance(value, np.ndarray) and not str(name).endswith(COUNTERS)}
+        found = content if entry is None else content[entry]
+    else:
+        found = _entry(content, entry)
+        if found is None:
+            raise UserError(f"{path}: has no entry {entry!r}; it has {shorten(content)}")
+    found = found if isinstance(found, dict) else {}
+    weights = {name: value for name, value in found.items()
+               if isinstance(name, str) and isinstance(value, np.ndarray) and not name.endswith(COUNTERS)}
     if not weights:
         where = "" if entry is None else f" in its entry {entry!r}"
-        raise UserError(f"{path}: no weights{where}; it has {shorten(content)}")
-    return weights
+        others = _entries(content)
+        what = f"weights are in {shorten(others)}: name one by {entry_key}" if others else f"it has {shorten(content)}"
+        raise UserError(f"{path}: no weights{where}; {what}")
+    return Contents(weights, {name: repr(value) for name, value in found.items()
+                              if isinstance(name, str) and isinstance(value, StandIn)})
+
+
+def _entry(content, path):
+    """What a dict holds under a name, or under "a.b" in an entry of its own; names may have dots. None: nothing."""
+    if not isinstance(content, dict):
+        return None
+    dots = [i for i, letter in enumerate(path[:LONGEST_ENTRY]) if letter == "."]
+    return content.get(path, next((found for found in (_entry(content.get(path[:dot]), path[dot + 1:]) for dot in dots)
+                                   if found is not None), None))
+
+
+def _entries(content):
+    """The paths of all entries that hold arrays by name."""
+    found, todo, seen = [], [("", content)], {id(content)}
+    for path, entry in todo:
+        if path and any(isinstance(part, np.ndarray) for part in entry.values()):
+            found.append(path)
+        for name, part in entry.items():
+            if not isinstance(part, dict) or id(part) in seen or not isinstance(name, str):
+                continue
+            inner = f"{path}.{name}" if path else name
+            if len(inner) <= LONGEST_ENTRY:
+                seen.add(id(part))  # as a pickle may hold itself
+                todo.append((inner, part))
+    return found
 
 
 def _read_safetensors(path, largest):
@@ -100,15 +178,19 @@ def has_checksum(path, content):
 
 
 def _read_mindspore(path):
-    has_checksum(path, path.read_bytes())
+    content = path.read_bytes()
+    has_checksum(path, content)
     try:
+        if content[:1] != b"\n":  # with which their first tensor begins
+            raise ValueError("it begins like none of them")
         if path.suffix != ".ckpt":
-            raise ValueError("its name does not end with .ckpt")
+            raise ValueError("if it is one of MindSpore, its name has to end with .ckpt")
         loaded = ms.load_checkpoint(str(path))
     except (ValueError, TypeError, RuntimeError, KeyError) as error:
         raise UserError(f"{path}: truncated, or not a checkpoint of MindSpore, PyTorch or safetensors: "
                         f"{one_line(str(error))}") from None
-    return {name: value.asnumpy() for name, value in loaded.items()
+    return {name: (value.astype(ms.float32) if value.dtype == ms.bfloat16 else value).asnumpy()
+            for name, value in loaded.items()
             if isinstance(value, ms.Tensor) and ":" not in name}  # with a colon: the state of a training run
 
 

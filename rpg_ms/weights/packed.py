@@ -69,13 +69,14 @@ class Header(_Strict):
 
 
 class PrunedTensor(_Strict):
-    """A float32 weight with a mask: how many ones the mask has, how and in how many bytes they are coded."""
+    """A weight with a mask: how many ones the mask has, how and in how many bytes they are coded."""
 
     name: str
     shape: List[int] = Field(min_length=1)
     nonzero: int = Field(ge=0)
     rice: int = Field(ge=0)
     bytes: int = Field(ge=0)
+    dtype: Literal["float32", "float16"] = "float32"  # of the network's weight, whatever its values are stored as
 
 
 class RestTensor(_Strict):
@@ -185,7 +186,7 @@ def pack(arrays, value_type, about):
     """The content of a packed file.
 
     Args:
-        arrays: `{name: array}`, all parameters of a network; a weight, float32, is pruned if there is a
+        arrays: `{name: array}`, all parameters of a network; a weight, float32 or float16, is pruned if there is a
             `NAME_mask`, bool of its shape, and it is 0 wherever that is.
         value_type: "float32" (exact), "float16" or "int8"; of the pruned weights only.
         about: dict of the header's `model`, `num_classes`, `input_shape`, `step` and `seconds`.
@@ -205,16 +206,16 @@ def pack(arrays, value_type, about):
             rest.append(array.astype(array.dtype.newbyteorder("<")).tobytes())
             continue
         mask = arrays[name + MASK]
-        if (array.dtype != np.float32 or mask.dtype != np.bool_ or mask.shape != array.shape
+        if (array.dtype not in (np.float32, np.float16) or mask.dtype != np.bool_ or mask.shape != array.shape
                 or array[~mask].any()):
-            raise ValueError(f"{name} is not a float32 weight that is 0 wherever its mask is")
+            raise ValueError(f"{name} is not a float32 or float16 weight that is 0 wherever its mask is")
         rice, code = encode_positions(mask)
         channels = np.flatnonzero(mask) // (array.size // len(array))
-        own_values, own_exponents = _encode_values(array[mask], channels, len(array), value_type)
+        own_values, own_exponents = _encode_values(array[mask].astype(np.float32), channels, len(array), value_type)
         if not np.isfinite(own_values).all():
             raise ValueError(f"{name} has weights that are too large for {value_type}")
         table.append({"name": name, "shape": array.shape, "nonzero": len(own_values), "rice": rice,
-                      "bytes": len(code)})
+                      "bytes": len(code), **({"dtype": "float16"} if array.dtype == np.float16 else {})})
         positions.append(code)
         values.append(own_values)
         exponents.append(own_exponents)
@@ -293,8 +294,9 @@ def unpack(content, largest=LARGEST):
             size = math.prod(entry.shape)
             indices = decode_positions(code[:entry.bytes], entry.rice, entry.nonzero, size)
             channels = indices // (size // entry.shape[0])
-            array, mask = np.zeros(size, np.float32), np.zeros(size, np.bool_)
-            array[indices] = _decode_values(values[:entry.nonzero], exponents, channels)
+            array, mask = np.zeros(size, entry.dtype), np.zeros(size, np.bool_)
+            with np.errstate(over="ignore"):  # what float16 cannot hold becomes infinite, which is refused
+                array[indices] = _decode_values(values[:entry.nonzero], exponents, channels)
             mask[indices] = True
             arrays[entry.name + MASK] = mask.reshape(entry.shape)
             code, values = code[entry.bytes:], values[entry.nonzero:]

@@ -1,28 +1,25 @@
 """PyTorch's own files (.pth, .pt, .th, .tar), read without PyTorch and without running what a pickle asks for.
 
-A pickle names functions and has them called. Here only the names in `ALLOWED` mean something, and none of them
-is imported: each stands for a few lines below that rebuild an array or a container. Any other ends the reading.
+`inert_pickle` reads the pickle; here its tensors get their values. What is no weight stays an inert stand-in.
 """
 from __future__ import annotations
 
 import io
 import math
 import pickle
+import re
 import zipfile
-from collections import namedtuple
 
 import numpy as np
 
 from rpg_ms.errors import UserError, one_line
+from rpg_ms.weights.inert_pickle import InertUnpickler, StandIn, Tensor
 
 LEGACY_MAGIC = 0x1950a86a20f9469cfc6c
 LEGACY_PROTOCOL = 1001
-
-DTYPES = {"Double": "<f8", "Float": "<f4", "Half": "<f2", "BFloat16": "bfloat16", "Long": "<i8", "Int": "<i4",
-          "Short": "<i2", "Char": "<i1", "Byte": "<u1", "Bool": "<b1"}
-
-_Storage = namedtuple("_Storage", "dtype key size")
-_Tensor = namedtuple("_Tensor", "storage offset shape strides")
+LARGER = 16  # times the file: what all its tensors together may take, as several may be views of one storage
+LONGEST = 2 * 10 ** 6  # characters of all the names in a pickled module
+MODULE_PARTS = ("_parameters", "_buffers", "_modules")
 
 
 def is_pytorch(head):
@@ -31,12 +28,15 @@ def is_pytorch(head):
 
 
 def read_pytorch(path):
-    """The content of a file written by `torch.save`: containers and plain values, tensors as NumPy arrays.
+    """The content of a file written by `torch.save`.
 
-    bfloat16 becomes float32; command lines and NumPy scalars are passed over.
+    Returns:
+        Containers (dicts and lists) and plain values, with tensors and NumPy arrays of numbers as arrays, modules as
+        their state dicts, and whatever else there is as a `StandIn`. bfloat16 becomes float32. Equal views of one
+        storage, such as tied weights, are one array.
 
     Raises:
-        UserError: damaged, big-endian, or a pickle that asks for anything but tensors and plain containers.
+        UserError: damaged, big-endian or a TorchScript program.
     """
     try:
         with open(path, "rb") as file:
@@ -66,49 +66,97 @@ def _item_size(dtype):
 
 
 def _read_zip(file):
+    size = file.seek(0, io.SEEK_END)
     with zipfile.ZipFile(file) as archive:
         entries = {entry.filename: entry for entry in archive.infolist()}
-        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries.values()):
-            raise pickle.UnpicklingError("compressed, which PyTorch's files are not")
         root = next((name[:-len("data.pkl")] for name in entries if name.endswith("/data.pkl")), None)
         if root is None:
             raise pickle.UnpicklingError("a zip archive without data.pkl")
+        if any(name.startswith(root + "code/") for name in entries):
+            raise pickle.UnpicklingError("a TorchScript program; save the state_dict() of what torch.jit.load gives")
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries.values()):
+            raise pickle.UnpicklingError("compressed, which PyTorch's files are not")
+        if sum(entry.file_size for entry in entries.values()) > size:
+            raise pickle.UnpicklingError("entries that overlap")
         if root + "byteorder" in entries and archive.read(root + "byteorder") != b"little":
             raise pickle.UnpicklingError("written on a big-endian machine")
-        content = _Unpickler(io.BytesIO(archive.read(root + "data.pkl")), "zip").load()
+        content = InertUnpickler(io.BytesIO(archive.read(root + "data.pkl"))).load()
         cache = {}
 
         def values(storage):
             if storage.key not in cache:
                 cache[storage.key] = to_array(archive.read(f"{root}data/{storage.key}"), storage.dtype)
             return cache[storage.key]
-        return _resolve(content, values)
+        return _Resolver(values, LARGER * size).resolved(content)
 
 
 def _read_legacy(file):
     """Before PyTorch 1.6: four pickles, the list of storage keys, then each storage's size and values."""
-    magic, protocol, system = (_Unpickler(file, "legacy").load() for _ in range(3))
+    file = io.BytesIO(file.read())  # which gives no more than there is, whatever size is asked for
+    magic, protocol, system = (InertUnpickler(file).load() for _ in range(3))
     if magic != LEGACY_MAGIC or protocol != LEGACY_PROTOCOL:
         raise pickle.UnpicklingError("a pickle, but not of PyTorch")
     if not system["little_endian"]:
         raise pickle.UnpicklingError("written on a big-endian machine")
-    main = _Unpickler(file, "legacy")
+    main = InertUnpickler(file)
     content = main.load()
     storages = {}
-    for key in _Unpickler(file, "legacy").load():
+    for key in InertUnpickler(file).load():
+        if type(key) is not str or key not in main.storages:
+            raise pickle.UnpicklingError("a storage of an unknown type")
         storage = main.storages[key]
         size = int.from_bytes(file.read(8), "little")
         if size != storage.size:
             raise pickle.UnpicklingError(f"a storage of {size} values where {storage.size} were announced")
         storages[key] = to_array(file.read(size * _item_size(storage.dtype)), storage.dtype)
-    return _resolve(content, lambda storage: storages[storage.key])
+    return _Resolver(lambda storage: storages[storage.key], LARGER * len(file.getbuffer())).resolved(content)
 
 
-def _resolve(content, values):
-    """`content` with every tensor as an array of its own; `values(storage)` is a storage's flat array."""
-    if isinstance(content, _Tensor):
-        storage, offset, shape, strides = content
-        flat = values(storage)
+# ----------------------------------------------------------------------------------------------------
+# Values
+# ----------------------------------------------------------------------------------------------------
+
+
+class _Resolver:
+    """Puts arrays in the place of tensors.
+
+    Args:
+        values: `values(storage)` is a storage's flat array.
+        most: how many bytes all arrays together may take.
+    """
+
+    def __init__(self, values, most):
+        self.values, self.left = values, most
+        self.arrays, self.done = {}, {}
+
+    def resolved(self, item):
+        """What `read_pytorch` returns for `item`; what a pickle refers to many times is resolved once."""
+        if isinstance(item, Tensor):
+            if item not in self.arrays:
+                self.arrays[item] = self._array(item)
+            return self.arrays[item]
+        if type(item) not in (dict, list, tuple, StandIn):
+            return item
+        if id(item) in self.done:
+            return self.done[id(item)][1]
+        result = {} if type(item) is dict else item if type(item) is StandIn else []
+        self.done[id(item)] = item, result  # before it is filled, as it may hold itself
+        if type(item) is dict:
+            result.update((key, self.resolved(value)) for key, value in item.items())
+        elif type(item) is not StandIn:
+            result.extend(self.resolved(value) for value in item)
+        elif item.entries is not None:
+            result = self.resolved(item.entries)
+        elif _is_module(item):
+            result = self.resolved(_state_dict(item))
+        elif _numpy_parts(item):
+            result = self._numpy_array(*_numpy_parts(item))
+        self.done[id(item)] = item, result
+        return result
+
+    def _array(self, tensor):
+        storage, offset, shape, strides = tensor
+        flat = self.values(storage)
         if len(flat) != storage.size:
             raise pickle.UnpicklingError(f"a storage of {len(flat)} values, announced were {storage.size}")
         last = offset + sum((length - 1) * stride for length, stride in zip(shape, strides))
@@ -116,99 +164,60 @@ def _resolve(content, values):
             raise pickle.UnpicklingError(f"a tensor of shape {shape} and strides {strides}")
         if math.prod(shape) and last >= len(flat):
             raise pickle.UnpicklingError(f"a tensor that ends at {last} in a storage of {len(flat)} values")
+        self._spend(math.prod(shape) * flat.itemsize)
         bytes_ = [stride * flat.itemsize for stride in strides]
         return np.lib.stride_tricks.as_strided(flat[offset:], shape, bytes_).copy()
-    if isinstance(content, dict):
-        return {key: _resolve(value, values) for key, value in content.items()}
-    if isinstance(content, (list, tuple)):
-        return [_resolve(value, values) for value in content]
-    return content
+
+    def _numpy_array(self, content, dtype, shape, order):
+        if isinstance(content, str):
+            self._spend(len(content))
+            content = content.encode("latin1")
+        return np.frombuffer(content, dtype).reshape(shape, order=order)
+
+    def _spend(self, size):
+        self.left -= size
+        if self.left < 0:
+            raise pickle.UnpicklingError(f"arrays of more than {LARGER} times the file's size")
 
 
-# ----------------------------------------------------------------------------------------------------
-# What a pickle may ask for
-# ----------------------------------------------------------------------------------------------------
+def _is_module(item):
+    """Whether a stand-in is one of a torch.nn.Module."""
+    return isinstance(item, StandIn) and type(item.state) is dict and all(
+        type(item.state.get(part)) is dict for part in MODULE_PARTS)
 
 
-class _Function:
-    """A function for a pickle to call, with nothing on it that a pickle could change."""
-
-    __slots__ = ("_call",)
-
-    def __init__(self, call):
-        self._call = call
-
-    def __call__(self, *args):
-        return self._call(*args)
-
-    def __setstate__(self, state):
-        raise pickle.UnpicklingError("a pickle that changes a function")
-
-
-class _Dict(dict):
-    """An OrderedDict's entries without its attributes (PyTorch hangs version numbers on a state dict)."""
-
-    __slots__ = ()
-
-    def __setstate__(self, state):
-        pass
+def _state_dict(module):
+    """`{name: tensor}`: what a pickled module's `state_dict()` would give."""
+    found, todo, length = {}, [("", module)], 0
+    for prefix, module in todo:
+        parameters, buffers, modules = (module.state[part] for part in MODULE_PARTS)
+        passing = module.state.get("_non_persistent_buffers_set")
+        passing = passing.args[0] if isinstance(passing, StandIn) and passing.args else []
+        length += sum(len(prefix) + len(name) for part in (parameters, buffers, modules) for name in part
+                      if type(name) is str) + len(parameters) + len(buffers) + len(modules) + len(passing)
+        if length > LONGEST:  # modules can hold one another, and themselves
+            raise pickle.UnpicklingError("a module of too many parts")
+        passing = {name for name in passing if type(name) is str}
+        for name, value in (*parameters.items(), *buffers.items()):
+            if type(name) is str and value is not None and name not in passing:
+                found[prefix + name] = value
+        todo.extend((f"{prefix}{name}.", part) for name, part in modules.items()
+                    if type(name) is str and _is_module(part))
+    return found
 
 
-class _Ignored:
-    """Something that is no weight and often found beside weights: made with any arguments, holds nothing."""
-
-    __slots__ = ()
-
-    def __new__(cls, *args, **kwargs):
-        return super().__new__(cls)
-
-    def __setstate__(self, state):
-        pass
-
-
-def _rebuild_tensor(storage, offset, shape, strides, *_):
-    if not isinstance(storage, _Storage) or not all(type(i) is int for i in (offset, *shape, *strides)):
-        raise pickle.UnpicklingError("a tensor without a storage or a shape")
-    return _Tensor(storage, offset, tuple(shape), tuple(strides))
-
-
-def _rebuild_parameter(data, *_):
-    return data
-
-
-ALLOWED = {
-    ("collections", "OrderedDict"): _Dict,
-    ("torch._utils", "_rebuild_tensor"): _Function(_rebuild_tensor),
-    ("torch._utils", "_rebuild_tensor_v2"): _Function(_rebuild_tensor),
-    ("torch._utils", "_rebuild_parameter"): _Function(_rebuild_parameter),
-    ("torch", "Size"): _Function(tuple),
-    **{("torch", f"{name}Storage"): dtype for name, dtype in DTYPES.items()},
-    # A command line's options and NumPy's scalars, as timm and DeiT keep them beside the weights.
-    ("argparse", "Namespace"): _Ignored,
-    ("numpy.core.multiarray", "scalar"): _Ignored,
-    ("numpy._core.multiarray", "scalar"): _Ignored,
-    ("numpy", "dtype"): _Ignored,
-    ("_codecs", "encode"): _Ignored,
-}
-
-
-class _Unpickler(pickle.Unpickler):
-    def __init__(self, file, layout):
-        super().__init__(file)
-        self.layout = layout
-        self.storages = {}
-
-    def find_class(self, module, name):
-        if (module, name) not in ALLOWED:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is neither a tensor nor a "
-                                         "plain container")
-        return ALLOWED[module, name]
-
-    def persistent_load(self, pid):
-        kind, dtype, key, _, size, *view = pid
-        if (kind != "storage" or dtype not in DTYPES.values() or type(size) is not int
-                or not isinstance(key, str)):
-            raise pickle.UnpicklingError("a stored object that is not a tensor's storage")
-        if view and view[0] is not None:  # part of another storage, as PyTorch wrote before 0.4
-            raise pickle.UnpicklingError("a storage that is a view of another")
-        return self.storages.setdefault(key, _Storage(dtype, key, size))
+def _numpy_parts(item):
+    """`(content, dtype, shape, order)` of the NumPy array of numbers that a stand-in is one of, else None."""
+    try:
+        if item.name.endswith("multiarray._reconstruct"):
+            _, shape, dtype, fortran, content = item.state
+        elif item.name.endswith("numeric._frombuffer"):
+            content, dtype, shape, fortran = *item.args[:3], item.args[3] == "F"
+        else:
+            return None
+        if isinstance(content, StandIn) and content.name == "_codecs.encode":  # how protocol 2 writes bytes
+            content = content.args[0]
+        known = dtype.name == "numpy.dtype" and re.fullmatch("[fiub][1248]", dtype.args[0]) and dtype.state[1] != ">"
+    except (AttributeError, IndexError, TypeError, ValueError):
+        return None
+    return (content, dtype.args[0], shape, "F" if fortran else "C") if known and type(content) in (str, bytes) else None

@@ -255,6 +255,27 @@ def test_report(tmp_path, value_type):
         assert 0 < report["max_weight_difference"] < {"float16": 2e-3, "int8": 4 / 126}[value_type]
 
 
+@pytest.mark.parametrize("value_type", ["float32", "float16", "int8"])
+def test_float16_networks(tmp_path, value_type):
+    """Come back as float16: to the bit but for int8."""
+    network, found = build()
+    for layer in found.layers:
+        layer.weight.set_dtype(ms.float16)
+    network.linear.bias.set_dtype(ms.float16)
+    before = values(network)
+    after = write_packed(tmp_path / "x.packed", network, value_type, ABOUT)
+    assert before["conv1.weight"].dtype == after["conv1.weight"].dtype == np.float16
+    assert same(after, read_weights(tmp_path / "x.packed"))
+    if value_type == "int8":
+        assert all(np.allclose(after[name], before[name], atol=4 / 126) for name in before)
+    else:
+        assert same(before, after)
+    again, found_again = build(seed=1)  # of float32, which takes them
+    load_weights(tmp_path / "x.packed", again, found_again)
+    assert found_again.nonzero == found.nonzero
+    assert np.array_equal(again.conv1.weight.asnumpy(), after["conv1.weight"].astype(np.float32))
+
+
 def test_what_cannot_be_packed(tmp_path):
     network, found = build()
     layer = found.layers[0]

@@ -227,6 +227,202 @@ def test_pytorch_computes_the_same(tmp_path):
 
 
 # ----------------------------------------------------------------------------------------------------
+# Prefixes, wrappers and entries
+# ----------------------------------------------------------------------------------------------------
+
+
+def prefixed(prefix, state):
+    return {f"{prefix}{name}": value for name, value in state.items()}
+
+
+def infixed(infix, state):
+    return {name.replace("layer1.", f"layer1.{infix}.").replace("conv1.", f"conv1.{infix}."): value
+            for name, value in state.items()}
+
+
+@pytest.mark.parametrize("wrap", [
+    *[lambda state, prefix=prefix: prefixed(prefix, state)
+      for prefix in ("backbone.", "network.", "net.", "encoder_q.", "model.module.net.", "module.model._orig_mod.")],
+    *[lambda state, infix=infix: infixed(infix, state)
+      for infix in ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module",
+                    "_fsdp_wrapped_module._checkpoint_wrapped_module")],
+    lambda state: prefixed("_fsdp_wrapped_module.net.", infixed("_orig_mod", state)),
+])
+def test_prefixes_and_wrappers_are_found(tmp_path, wrap):
+    network, _ = build()
+    save_file(wrap(to_pytorch(network)), tmp_path / "x.safetensors")
+    again, found = build(seed=1)
+    load_weights(tmp_path / "x.safetensors", again, found)
+    assert same(network, again)
+
+
+def test_a_prefix_of_most_names_is_enough(tmp_path):
+    """Lightning's `model.*` beside a loss with weights of its own, which then may be allowed."""
+    network, _ = build()
+    save_file({**prefixed("model.", to_pytorch(network)), "criterion.weight": np.ones(3, np.float32)},
+              tmp_path / "x.safetensors")
+    again, found = build(seed=1)
+    with pytest.raises(UserError, match="does not fit the network: not used: criterion.weight$"):
+        load_weights(tmp_path / "x.safetensors", again, found)
+    load_weights(tmp_path / "x.safetensors", again, found, allow=["criterion.*"])
+    assert same(network, again)
+    load_weights(tmp_path / "x.safetensors", again, found, prefix="model")  # which asks for nothing else
+    assert same(network, again)
+
+
+def test_two_networks_under_two_prefixes_have_to_be_chosen_from(tmp_path):
+    query, keys = build(), build(seed=2)
+    save_file({**prefixed("encoder_q.", to_pytorch(query[0])), **prefixed("encoder_k.", to_pytorch(keys[0])),
+               "queue": np.ones((2, 3), np.float32)}, tmp_path / "x.safetensors")
+    again, found = build(seed=1)
+    with pytest.raises(UserError, match="under 'encoder_..' and under 'encoder_..' fit .* by model.pretrained_prefix$"):
+        load_weights(tmp_path / "x.safetensors", again, found, keys="model.pretrained_{}")
+    for prefix, expected in (("encoder_k", keys), ("encoder_q.", query)):
+        load_weights(tmp_path / "x.safetensors", again, found, prefix=prefix)
+        assert same(expected[0], again)
+    with pytest.raises(UserError, match="no name begins with 'encoder.'; there are encoder_"):
+        load_weights(tmp_path / "x.safetensors", again, found, prefix="encoder")
+    save_file({**prefixed("model.", to_pytorch(query[0])), **prefixed("loss.model.", to_pytorch(query[0]))},
+              tmp_path / "x.safetensors")  # the same network twice
+    with pytest.raises(UserError, match="not used: loss.model."):  # but in other memory
+        load_weights(tmp_path / "x.safetensors", again, found)
+    load_weights(tmp_path / "x.safetensors", again, found, allow=["loss.*"])
+    assert same(query[0], again)
+
+
+def test_entries_are_named(tmp_path):
+    network, _ = build()
+    again, found = build(seed=1)
+    torch_files.save(tmp_path / "x.pth", {"params": to_pytorch(network), "epoch": 1})
+    with pytest.raises(UserError, match="no weights; weights are in params: name one by model.pretrained_entry$"):
+        load_weights(tmp_path / "x.pth", again, found, keys="model.pretrained_{}")
+    load_weights(tmp_path / "x.pth", again, found, entry="params")
+    assert same(network, again)
+    torch_files.save(tmp_path / "x.pth", {"model": {"state_dict": to_pytorch(build(seed=3)[0]),
+                                                    "best.one": to_pytorch(network)}})
+    with pytest.raises(UserError, match="no weights in its entry 'model'; weights are in model.state_dict, "
+                                        "model.best.one: name one by --entry$"):
+        load_weights(tmp_path / "x.pth", again, found, keys="--{}")
+    load_weights(tmp_path / "x.pth", again, found, entry="model.best.one")
+    assert same(network, again)
+    with pytest.raises(UserError, match="has no entry 'model.other'; it has model$"):
+        load_weights(tmp_path / "x.pth", again, found, entry="model.other")
+
+
+def test_a_tensor_of_another_kind_is_named_where_it_is_needed(tmp_path):
+    network, _ = build()
+    state = to_pytorch(network)
+    sparse = torch_files.Named("torch._utils._rebuild_sparse_tensor", (0,))
+    torch_files.save(tmp_path / "x.pth", {"state_dict": {**state, "adjacency": sparse}})
+    again, found = build(seed=1)
+    load_weights(tmp_path / "x.pth", again, found)
+    assert same(network, again)
+    torch_files.save(tmp_path / "x.pth", {"state_dict": {**to_pytorch(network), "conv1.weight": sparse}})
+    with pytest.raises(UserError, match=r"not found: conv1.weight; of a kind that is not read: conv1.weight "
+                                        r"\(torch._utils._rebuild_sparse_tensor\)$"):
+        load_weights(tmp_path / "x.pth", again, found)
+
+
+# ----------------------------------------------------------------------------------------------------
+# MindSpore's training checkpoints
+# ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("optimizer", [
+    lambda weights: nn.Momentum(weights, 0.1, 0.9), lambda weights: nn.SGD(weights, [0.1, 0.2, 0.3], 0.9), nn.Adam,
+    nn.AdamWeightDecay, nn.RMSProp, nn.FTRL, nn.ASGD, nn.Rprop, lambda weights: nn.Lamb(weights, 0.1),
+    lambda weights: nn.Momentum([{"params": weights[:2], "lr": 0.1}, {"params": weights[2:]}], 0.1, 0.9)])
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_checkpoints_of_mindspores_own_training(tmp_path, optimizer, wrapped):
+    """As `ModelCheckpoint` writes them: the training cell's Parameters, and entries of `append_info`."""
+    network = create_model("cifar_resnet8", 10, 3, 32)
+    step = nn.TrainOneStepCell(nn.WithLossCell(network, nn.CrossEntropyLoss()), optimizer(network.trainable_params()))
+    weights = sorted((parameter.name for parameter in network.get_parameters()), key=len, reverse=True)
+    entries = []
+    for parameter in step.get_parameters():
+        weight = next((name for name in weights if parameter.name.endswith(name)), None)
+        name = parameter.name
+        if wrapped and weight:  # the weight itself, or what the optimizer keeps for it
+            name = f"{name[:-len(weight)]}network.{weight}"
+        entries.append({"name": name, "data": parameter})
+    ms.save_checkpoint(entries, str(tmp_path / "x.ckpt"), append_dict={
+        "epoch_num": 3, "step_num": 90, "best_acc": 0.7, "stage": "warm-up", "done": True})
+    again, found = build(seed=1)
+    load_weights(tmp_path / "x.ckpt", again, found)
+    for parameter in network.get_parameters():
+        assert np.array_equal(again.parameters_dict()[parameter.name].asnumpy(), parameter.asnumpy())
+
+
+def test_a_scalar_of_the_network_is_no_counter(tmp_path):
+    class Scaled(nn.Cell):
+        def __init__(self, value):
+            super().__init__()
+            self.momentum = ms.Parameter(ms.Tensor(value, ms.float32))
+            self.linear = nn.Dense(3, 2)
+    network, again = Scaled(3.0), Scaled(4.0)
+    ms.save_checkpoint(network, str(tmp_path / "x.ckpt"))
+    load_weights(tmp_path / "x.ckpt", again, sparsify(again))
+    assert again.momentum.asnumpy() == 3
+
+
+def test_bfloat16_checkpoints(tmp_path):
+    network, _ = build()
+    entries = [{"name": parameter.name, "data": ms.Tensor(parameter.asnumpy(), ms.bfloat16)}
+               for parameter in network.get_parameters() if parameter.is_floating_point()]
+    ms.save_checkpoint(entries, str(tmp_path / "x.ckpt"))
+    again, found = build(seed=1)
+    load_weights(tmp_path / "x.ckpt", again, found)
+    for name, value in values(network).items():
+        np.testing.assert_allclose(values(again)[name], value, rtol=2 ** -8)
+
+
+# ----------------------------------------------------------------------------------------------------
+# Two names
+# ----------------------------------------------------------------------------------------------------
+
+
+class Tied(nn.Cell):
+    """A block under two names, and one weight in two layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.words = nn.Embedding(5, 4)
+        self.block = nn.SequentialCell(nn.Dense(4, 4), nn.BatchNorm1d(4))
+        self.again = self.block
+        self.out = nn.Dense(4, 5)
+        self.out.weight = self.words.embedding_table
+        for name, parameter in self.parameters_and_names():
+            parameter.name = name
+
+
+def test_all_names_are_written_and_read(tmp_path):
+    network = Tied()
+    write_weights(tmp_path / "x.safetensors", network)
+    written = load_file(tmp_path / "x.safetensors")
+    block = {"0.weight", "0.bias", "1.weight", "1.bias", "1.running_mean", "1.running_var", "1.num_batches_tracked"}
+    assert set(written) == {"words.weight", "out.weight", "out.bias", *(f"block.{name}" for name in block),
+                            *(f"again.{name}" for name in block)}
+    again = Tied()
+    load_weights(tmp_path / "x.safetensors", again, sparsify(again))
+    assert all(np.array_equal(value, values(again)[name]) for name, value in values(network).items())
+    only = {name: value for name, value in written.items() if not name.startswith("block.")}
+    save_file(only, tmp_path / "x.safetensors")
+    load_weights(tmp_path / "x.safetensors", again, sparsify(again))
+    save_file({**written, "again.0.bias": written["again.0.bias"] + 1}, tmp_path / "x.safetensors")
+    with pytest.raises(UserError, match="(block|again).0.bias and .*.0.bias differ, in the network they are one"):
+        load_weights(tmp_path / "x.safetensors", again, sparsify(again))
+
+
+def test_another_name_of_what_is_loaded_is_no_weight_of_its_own(tmp_path):
+    network, _ = build()
+    state = {name: torch_files.Tensor(value) for name, value in to_pytorch(network).items()}
+    torch_files.save(tmp_path / "x.pth", {**state, "layers.0.weight": state["conv1.weight"]})
+    again, found = build(seed=1)
+    load_weights(tmp_path / "x.pth", again, found)
+    assert same(network, again)
+
+
+# ----------------------------------------------------------------------------------------------------
 # What does not fit
 # ----------------------------------------------------------------------------------------------------
 
@@ -238,7 +434,8 @@ def test_pytorch_computes_the_same(tmp_path):
     (lambda s: s.update({"linear.bias": np.zeros(7, np.float32)}),
      r"of another shape: linear.bias \(\(7,\) in the file, \(10,\) in the network\)$", ["linear.*"]),
     (lambda s: s.update({"linear.bias": np.zeros(10, np.int32)}), "linear.bias is int32 in the file", None),
-    (lambda s: s.update({"linear.bias": np.full(10, np.nan, np.float32)}), "x.safetensors: linear.bias is not finite$", None),
+    (lambda s: s.update({"linear.bias": np.full(10, np.nan, np.float32)}), "x.safetensors: linear.bias is not finite$",
+     None),
     (lambda s: s.update({"conv1.weight": np.full((16, 3, 3, 3), 1e300)}), "conv1.weight is not finite$", None),
 ], ids=["missing", "missing, by PyTorch's name", "unused", "shape", "type", "NaN", "too large"])
 def test_every_tensor_is_accounted_for(tmp_path, change, message, allow):
@@ -262,7 +459,7 @@ def test_the_message_says_what_to_do_and_is_not_endless(tmp_path):
     write_weights(tmp_path / "x.ckpt", build("cifar_resnet20")[0])
     network, found = build()
     with pytest.raises(UserError) as error:
-        load_weights(tmp_path / "x.ckpt", network, found, allow_with="--allow")
+        load_weights(tmp_path / "x.ckpt", network, found, keys="--{}")
     text = str(error.value)
     assert "x.ckpt does not fit the network: not used: layer1.1.conv1.weight" in text and " and " in text
     assert text.endswith("what may differ is named by --allow") and len(text) < 500 and "\n" not in text
@@ -270,7 +467,11 @@ def test_the_message_says_what_to_do_and_is_not_endless(tmp_path):
 
 @pytest.mark.parametrize("name, content, message", [
     ("x.safetensors", (50).to_bytes(8, "little") + b"{" + b" " * 10, "not a safetensors file, or damaged"),
-    ("x.safetensors", b"", "not a checkpoint of MindSpore, PyTorch or safetensors"),
+    ("x.safetensors", b"", "an empty file"),
+    ("x.pth", b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "a pointer of git-LFS, not the weights"),
+    ("x.pth", b"\n <!DOCTYPE html><html>", "a web page, not weights"),
+    ("x.pth", b"", "an empty file"),
+    ("x.pth", b"hello", "not a checkpoint of MindSpore, PyTorch or safetensors: it begins like none of them"),
     ("x.ckpt", b"hello", "not a checkpoint of MindSpore, PyTorch or safetensors"),
     ("x.pth", b"PK\x03\x04 and no more", "not a PyTorch file that can be read safely, or damaged"),
     ("x.safetensors", b"\2\0\0\0\0\0\0\0{}", "holds no weights"),
@@ -338,6 +539,57 @@ def test_masks_in_the_file_come_before_its_zeros(tmp_path):
     assert np.array_equal(found_again.layers[0].mask.asnumpy(), mask)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.uint8, bool])
+def test_masks_of_other_types(tmp_path, dtype):
+    state, pruned = pruned_state_dict()
+    for layer in pruned.layers:
+        state[layer.mask.name] = layer.mask.asnumpy().astype(dtype)
+    save_file(state, tmp_path / "x.safetensors")
+    network, found = build(seed=1)
+    load_weights(tmp_path / "x.safetensors", network, found)
+    assert all(np.array_equal(one.mask.asnumpy(), two.mask.asnumpy()) for one, two in zip(found.layers, pruned.layers))
+    state["conv1.weight_mask"] = np.full((16, 3, 3, 3), 0.5, np.float32)
+    save_file(state, tmp_path / "x.safetensors")
+    with pytest.raises(UserError, match="conv1.weight_mask holds more than zeros and ones"):
+        load_weights(tmp_path / "x.safetensors", network, found)
+
+
+def test_networks_of_torch_prune(tmp_path):
+    """`weight_orig` and `weight_mask` in the place of `weight`, in some layers; under a prefix; a bias as well."""
+    dense, _ = build()
+    state, pruned = to_pytorch(dense), build(seed=5)[1]
+    rng = np.random.default_rng(0)
+    masks = {name: rng.random(state[name].shape) < 0.1
+             for name in ("conv1.weight", "layer1.0.conv1.weight", "linear.bias")}
+    for name, mask in masks.items():
+        state.update({f"{name}_orig": state.pop(name), f"{name}_mask": mask.astype(np.float32)})
+    torch_files.save(tmp_path / "x.pth", {"state_dict": prefixed("model.", state)})
+    network, found = build(seed=1)
+    load_weights(tmp_path / "x.pth", network, found)
+    for layer in found.layers:
+        mask = masks.get(layer.name + ".weight", True)
+        assert np.array_equal(layer.mask.asnumpy(), np.broadcast_to(mask, layer.mask.shape))
+        assert np.array_equal(layer.weight.asnumpy(), np.where(mask, values(dense)[layer.weight.name], 0))
+    assert np.array_equal(network.linear.bias.asnumpy(), values(dense)["linear.bias"] * masks["linear.bias"])
+    assert pruned.density == 1
+
+
+def test_random_weights_are_not_left_in_silence(tmp_path, caplog):
+    network, found = build()
+    state = to_pytorch(network)
+    save_file({name: value for name, value in state.items() if name not in ("conv1.weight", "bn1.weight")},
+              tmp_path / "x.safetensors")
+    load_weights(tmp_path / "x.safetensors", network, found, ["bn1.*", "*weight"], keys="model.pretrained_{}")
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tmp_path}/x.safetensors: as model.pretrained_allow has it, 1 of the {len(found.layers)} weights to prune "
+        "are not set and stay random: conv1.weight"]
+    caplog.clear()
+    del state["bn1.weight"]
+    save_file(state, tmp_path / "x.safetensors")
+    load_weights(tmp_path / "x.safetensors", network, found, ["bn1.*"])
+    assert not caplog.records
+
+
 FINE_TUNE = ["--config", "tiny.yaml", "--set", "model.pretrained=sparse.pth", "pruning.method=dense",
              "pruning.alpha=0", "train.epochs=1", "schedule.warmup_epochs=0"]
 
@@ -371,6 +623,8 @@ def test_a_published_sparse_network_is_evaluated_exported_and_converted(sparse):
     assert sum(np.count_nonzero(value) for name, value in back.items() if value.ndim > 1) == nonzero
     refused(door("convert.py", *shape[:2], "--from", "sparse.pth", "--to", "x.ckpt", cwd=folder),
             "sparse.pth does not fit", "linear.weight ((10, 64) in the file, (1000, 64)", "--allow")
+    refused(door("convert.py", *shape, "--from", "sparse.pth", "--to", "x.ckpt", "--prefix", "net", cwd=folder),
+            "sparse.pth: no name begins with 'net.'; there are module.")
 
 
 def test_a_published_sparse_network_is_fine_tuned(sparse):
@@ -393,6 +647,8 @@ def test_another_number_of_classes_needs_permission(sparse, tmp_path):
     options = [*FINE_TUNE, "data.limit=64", "model.num_classes=12", "--output_dir", tmp_path]
     refused(door("train.py", *options, cwd=folder), "sparse.pth", "linear.weight",
             "(10, 64) in the file", "model.pretrained_allow")
-    summary = last_json(door("train.py", *options, "--set", "model.pretrained_allow=[linear.*]", cwd=folder))
+    result = door("train.py", *options, "--set", "model.pretrained_allow=[linear.*]", cwd=folder)
+    assert result.stderr.count("stay random: linear.weight\n") == 1 and result.stderr.count("\n") == 1, result.stderr
+    summary = last_json(result)
     assert summary["nonzero"] < summary["prunable"] / 2
     assert json.loads((tmp_path / "summary.json").read_text()) == summary
