@@ -327,6 +327,32 @@ time.sleep(1000)
     assert "Traceback" not in err
 
 
+def test_a_mistake_in_the_configuration_is_told_once(tmp_path):
+    process = start("bash", SCRIPT, "config/quickstart.yaml", "2", "--device_target", "CPU", "--set",
+                    "pruning.density=1.5", cwd=tmp_path)
+    status, out, err = finish(process, 30)
+    assert (status, out) == (2, "")
+    assert err.count("\n") == 2 and re.search(r"run_distribute_train.sh: error: rank [01]: .*pruning.density: 1.5", err)
+
+
+def test_an_output_that_nobody_reads_does_not_end_the_run(job, tmp_path):
+    process = job("""
+print("rank", rank, "is at work")
+while not os.path.exists("go"): time.sleep(0.1)
+print("one line more")
+time.sleep(1)
+open(f"left_{rank}", "w").close()
+os.kill(os.getppid(), signal.SIGTERM)
+time.sleep(1000)
+""", 1)
+    wait_for(at_work(tmp_path, 1), process)
+    process.stdout.close()
+    process.stdout = None
+    (tmp_path / "go").touch()
+    assert finish(process, 15)[0] == 143
+    assert (tmp_path / "left_0").exists()
+
+
 # ------------------------------------------------------------------- what the launcher asks of msrun
 
 @pytest.fixture

@@ -61,7 +61,7 @@ def msrun_arguments(script, config, devices, *arguments):
     folder, python = os.path.split(sys.executable)
     if python not in ("python", "python3"):
         raise UserError(f"PYTHON: msrun calls Python `python` or `python3`, not {sys.executable}")
-    os.environ.update(PATH=f"{folder}:{os.environ['PATH']}", PYTHONUNBUFFERED="1")
+    os.environ.update(PATH=f"{folder}:{os.environ.get('PATH', os.defpath)}", PYTHONUNBUFFERED="1")
     return ["--worker_num", str(nodes * devices), "--local_worker_num", str(devices), "--node_rank", str(node),
             "--master_addr", address or "127.0.0.1", "--master_port", str(port), "--rank_table_file",
             own.rank_table_file, python, script, "--config", config, *arguments, "--device_target", own.device_target]
