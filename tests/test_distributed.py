@@ -359,8 +359,7 @@ time.sleep(1000)
 def launch(tmp_path):
     """Call the launcher with an msrun that only notes its arguments: `(status, those arguments, stderr)`."""
     tools = {"nvidia-smi": "printf 'GPU 0: A\\nGPU 1: B\\nGPU 2: C\\n'",
-             "npu-smi": "printf 'Total Count : 2\\nNPU ID : 0\\nChip Count : 2\\n"
-                        "NPU ID : 1\\nChip Count : 2\\n'"}
+             "ls": "printf '/dev/davinci0\\n/dev/davinci1\\n/dev/davinci2\\n/dev/davinci3\\n'"}
     for name, text in tools.items():
         (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
         (tmp_path / name).chmod(0o755)
@@ -389,7 +388,7 @@ def option(words, name):
     (["config/quickstart.yaml", "--device_target", "GPU"], {}, "3"),
     (["--device_target=GPU"], {"CUDA_VISIBLE_DEVICES": "5"}, "1"),
     (["config/quickstart.yaml", "7"], {}, "7"),
-], ids=["npu-smi", "visible Ascend", "nvidia-smi", "visible GPU", "given"])
+], ids=["all Ascend", "visible Ascend", "nvidia-smi", "visible GPU", "given"])
 def test_all_devices_of_the_machine(launch, arguments, environment, devices):
     status, words, err = launch(*arguments, "--set", "data.root=/data", **environment)
     assert status == 0, err
@@ -455,6 +454,6 @@ def test_ranks_without_msrun_do_not_train_alone(monkeypatch):
 
 @pytest.mark.skipif(any(Path("/dev").glob("davinci[0-9]*")), reason="this machine has Ascend devices")
 def test_no_device_at_all(launch, tmp_path):
-    (tmp_path / "npu-smi").unlink()
+    (tmp_path / "ls").unlink()
     status, _, err = launch("config/quickstart.yaml")
     assert status == 2 and "no Ascend device found" in err

@@ -5,7 +5,6 @@ rank failed and with what status, and it leaves their children running, so the w
 """
 import ctypes
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -20,6 +19,8 @@ from rpg_ms.config import OneLineParser
 from rpg_ms.errors import RunStopped, UserError, front_door
 
 PR_SET_CHILD_SUBREAPER = 36  # Linux's prctl: the orphans among a process's descendants become its children
+LISTINGS = {"Ascend": ("ASCEND_RT_VISIBLE_DEVICES", "ls -1d /dev/davinci[0-9]*", "/dev/davinci"),
+            "GPU": ("CUDA_VISIBLE_DEVICES", "nvidia-smi -L", "GPU ")}
 
 
 def main():
@@ -75,18 +76,15 @@ def number(name, text, low, high):
 
 def count_devices(target):
     """The devices of this machine, or those that the environment makes visible."""
-    if target not in ("Ascend", "GPU"):
+    if target not in LISTINGS:
         raise UserError(f"DEVICES: not given; on {target} it is the number of processes")
-    if visible := os.environ.get("CUDA_VISIBLE_DEVICES" if target == "GPU" else "ASCEND_RT_VISIBLE_DEVICES"):
-        return len(visible.split(","))
-    if target == "GPU":
-        found = len(re.findall("(?m)^GPU", subprocess.getoutput("nvidia-smi -L")))
-    else:
-        chips = re.findall(r"Chip Count *: *(\d+)", subprocess.getoutput("npu-smi info -l"))
-        found = len(list(Path("/dev").glob("davinci[0-9]*"))) or sum(map(int, chips))
+    variable, command, beginning = LISTINGS[target]
+    if os.environ.get(variable):
+        return len(os.environ[variable].split(","))
+    found = [line for line in subprocess.getoutput(command).splitlines() if line.startswith(beginning)]
     if not found:
         raise UserError(f"no {target} device found; elsewhere: --device_target GPU, or CPU and DEVICES")
-    return found
+    return len(found)
 
 
 def start(logs):
@@ -122,11 +120,14 @@ def leave(signum, _):
 def watch(processes, logs, hidden):
     """Show rank 0's log, where it is here, until all processes have ended, or some have failed: their names."""
     with open(logs / "worker_0.log" if "worker_0" in processes else os.devnull, "rb") as log:
+        rest = b""
         while True:
             running = [process for process in processes.values() if process.poll() is None]
-            for line in log:
-                with suppress(OSError):  # where nobody reads any more the run goes on
-                    line.startswith(hidden) or os.write(1, line)
+            *lines, rest = (rest + log.read()).split(b"\n")  # the last line may not be complete yet
+            for line in lines:
+                if not line.startswith(hidden):
+                    with suppress(OSError):  # where nobody reads any more the run goes on
+                        os.write(1, line + b"\n")
             failed = [name for name, process in processes.items() if process.returncode]
             if failed or not running:
                 return failed
