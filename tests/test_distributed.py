@@ -431,6 +431,7 @@ def test_second_of_two_nodes_with_a_rank_table(launch, tmp_path):
 def test_mistakes_are_one_line_and_status_2(launch, arguments, environment, message):
     status, _, err = launch(*arguments, **environment)
     assert status == 2 and err.count("\n") == 1 and message in err, err
+    assert err.startswith("run_distribute_train.sh: ")
 
 
 def test_sigterm_before_the_ranks_have_started(launch, tmp_path):

@@ -25,7 +25,8 @@ LISTINGS = {"Ascend": ("ASCEND_RT_VISIBLE_DEVICES", "ls -1d /dev/davinci[0-9]*",
 
 def main():
     script, *arguments = sys.argv[1:]
-    sys.argv = ["run_distribute_train.sh", *msrun_arguments(script, *arguments)]
+    sys.argv[0] = "run_distribute_train.sh"
+    sys.argv[1:] = msrun_arguments(script, *arguments)
     logs = Path(os.environ.get("LOG_DIR") or time.strftime("msrun_log/%Y%m%d-%H%M%S"))
     logs.mkdir(parents=True, exist_ok=True)
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
@@ -44,7 +45,7 @@ def main():
 
 def msrun_arguments(script, config, devices, *arguments):
     """What msrun is called with, by the arguments and the environment of scripts/run_distribute_train.sh."""
-    parser = OneLineParser(add_help=False, allow_abbrev=False)
+    parser = OneLineParser(usage="%(prog)s [CONFIG] [DEVICES] [train.py arguments ...]", allow_abbrev=False)
     parser.add_argument("--device_target", default="Ascend")
     parser.add_argument("--rank_table_file", default=os.environ.get("RANK_TABLE_FILE") or "")
     own, arguments = parser.parse_known_args(arguments)
