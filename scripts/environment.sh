@@ -27,22 +27,16 @@ inspect_python() {
 
 # Sets python, base and mindspore.
 choose_python() {
-    local candidate first=
-    if [ -n "${PYTHON:-}" ]; then
-        python=$PYTHON
-        inspect_python "$python" || fail 1 "PYTHON=$python $base"
-        return
-    fi
-    for candidate in python3.11 python3.10 python3.12 python3.9 python3 python; do
-        inspect_python "$candidate" || continue
-        first=${first:-$candidate}
-        if [ -n "$mindspore" ]; then
-            python=$candidate
-            return
-        fi
+    local candidates=(python3.11 python3.10 python3.12 python3.9 python3 python) usable=
+    [ -z "${PYTHON:-}" ] || candidates=("$PYTHON")
+    for python in "${candidates[@]}"; do
+        inspect_python "$python" || continue
+        usable=${usable:-$python}
+        [ -z "$mindspore" ] || return 0
     done
-    [ -n "$first" ] || fail 1 "no usable Python on PATH, MindSpore needs 3.9 to 3.12; set PYTHON to one"
-    python=$first
+    [ -n "$usable" ] || [ -z "${PYTHON:-}" ] || fail 1 "PYTHON=$PYTHON $base"
+    [ -n "$usable" ] || fail 1 "no usable Python on PATH, MindSpore needs 3.9 to 3.12; set PYTHON to one"
+    python=$usable
     inspect_python "$python"
 }
 
@@ -58,39 +52,27 @@ ready() {
     [ -z "${PYTHON:-}" ] || { choose_python && [ "$base" = "$made_with" ]; }
 }
 
-check_disk_space() {
-    local needed=$1 free
-    free=$(df -Pk "$(dirname "$VENV")" | awk 'NR == 2 { print int($4 / 1024) }')
-    [ "$free" -ge "$needed" ] ||
-        fail 1 "too little disk space for $VENV (RPG_VENV moves it): $free MB free, $needed MB needed"
-}
-
 make_environment() {
-    local options=()
+    local needed=4500 free venv=(-m venv) keep=()
     made_here ||
         fail 1 "$VENV was not made by this script and lacks ${lacking:-a supported Python}; change RPG_VENV"
     choose_python
+    if [ -n "$mindspore" ]; then needed=1000 venv+=(--system-site-packages) keep=("mindspore==$mindspore"); fi
     rm -rf "$VENV"
-    if [ -n "$mindspore" ]; then check_disk_space 1000; else check_disk_space 4500; fi
+    free=$(df -Pk "$(dirname "$VENV")" | awk 'NR == 2 { print int($4 / 1024) }')
+    [ "$free" -ge "$needed" ] ||
+        fail 1 "too little disk space for $VENV (RPG_VENV moves it): $free MB free, $needed MB needed"
     trap 'rm -rf "$VENV"' EXIT
     echo "making $VENV with $(command -v "$python"), once, in a few minutes; log: $LOG"
     mkdir -p "$VENV/tmp"
     touch "$MARK"
-    [ -z "$mindspore" ] || options+=(--system-site-packages)
-    "$python" -m venv ${options[@]+"${options[@]}"} "$VENV" >"$LOG" 2>&1 ||
+    "$python" "${venv[@]}" "$VENV" >"$LOG" 2>&1 ||
         fail 1 "$python cannot make a virtual environment; log: $LOG"
     # --system-site-packages are the base Python's, not those of a virtual environment that it is called from.
     [ -z "$mindspore" ] || [ -z "$packages" ] ||
         echo "$packages" >"$("$VENV/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/outer.pth"
-    options=()
-    if [ -n "$mindspore" ]; then
-        echo "mindspore==$mindspore" >"$VENV/tmp/keep.txt"
-        options+=(--constraint "$VENV/tmp/keep.txt")
-    fi
-    # Without a home folder pip's cache would go to the root of the file system.
-    [ -n "${HOME:-}${PIP_CACHE_DIR:-}" ] || options+=(--no-cache-dir)
-    TMPDIR=$VENV/tmp PIP_USER=0 "$VENV/bin/python" -m pip install --no-input ${options[@]+"${options[@]}"} \
-        --editable "${PROJECT}[test]" >>"$LOG" 2>&1 ||
+    TMPDIR=$VENV/tmp PIP_USER=0 "$VENV/bin/python" -m pip install --no-input --editable "${PROJECT}[test]" \
+        ${keep[@]+"${keep[@]}"} >>"$LOG" 2>&1 ||
         fail 1 "pip failed (it needs a network): $(sed -n 's/^ *ERROR: *//p' "$LOG" | tail -n 1); log: $LOG"
     rm -rf "$VENV/tmp"
     inspect_python "$VENV/bin/python"

@@ -38,17 +38,11 @@ def met(requirement):
     from importlib.metadata import PackageNotFoundError, version
     try:
         from packaging.requirements import Requirement  # comes with MindSpore
-    except ImportError:
+        parsed = Requirement(requirement)
+        installed = version(parsed.name)
+    except (ImportError, PackageNotFoundError):
         return None
-    parsed = Requirement(requirement)
-    # Python 3.9 finds ruamel.yaml only as ruamel-yaml.
-    for name in (parsed.name, parsed.name.replace(".", "-")):
-        try:
-            installed = version(name)
-        except PackageNotFoundError:
-            continue
-        return installed if parsed.specifier.contains(installed, prereleases=True) else None
-    return None
+    return installed if parsed.specifier.contains(installed, prereleases=True) else None
 
 
 main()

@@ -131,7 +131,7 @@ def test_own_mindspore_is_kept(environment, tmp_path):
     executable(tmp_path / "bin/df", "printf 'header\\n/dev/x 9000000 0 3000000 0%% /\\n'")
     installed = executable(tmp_path / "installed", """
         case "$*" in
-            *"pip install"*) echo "$@"; cat "$(dirname "$0")/../tmp/keep.txt"; ;;
+            *"pip install"*) echo "$@" ;;
             *) printf '3.11.7 /usr\\n2.8.0\\n\\n' ;;
         esac""")
     python = executable(tmp_path / "python", f"""
@@ -142,7 +142,7 @@ def test_own_mindspore_is_kept(environment, tmp_path):
     result = environment(PYTHON=str(python), PATH=path)
     assert (result.returncode, result.stderr) == (0, "")
     log = (tmp_path / "venv.log").read_text()
-    assert "--system-site-packages" in log and "--constraint" in log and "mindspore==2.8.0" in log
+    assert "--system-site-packages" in log and "mindspore==2.8.0" in log
     # Complete now: nothing is made again, also when told which Python to use.
     (tmp_path / "venv.log").unlink()
     for variables in ({}, {"PYTHON": str(python)}):
