@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Export a checkpoint: python export.py --config FILE --checkpoint_path CKPT --file_format MINDIR --file_name OUT"""
 import json
-import os
 
 from rpg_ms.config import OneLineParser, add_shared_arguments, load_config
+from rpg_ms.deploy.formats import FORMATS, VALUE_TYPES, Options, check_options, file_path, takers
 from rpg_ms.errors import front_door
 
 
@@ -13,35 +13,28 @@ def main():
     parser.add_argument("--checkpoint_path", required=True,
                         help="checkpoint of a training run, or a file of weights")
     parser.add_argument("--ema", action="store_true", help="take the moving average of the weights (train.ema_decay)")
-    parser.add_argument("--file_format", choices=("MINDIR", "ONNX", "AIR", "PACKED"), default="MINDIR")
+    parser.add_argument("--file_format", choices=tuple(FORMATS), default="MINDIR")
     parser.add_argument("--file_name", required=True, help="file to write; the extension may be left out")
-    parser.add_argument("--batch_size", type=int, default=1, help="batch of the exported network (default 1)")
-    parser.add_argument("--value_type", choices=("float32", "float16", "int8"),
-                        help="how PACKED keeps the pruned layers' weights (default float32, exact)")
-    parser.add_argument("--dynamic_batch", action="store_true", help="export for any batch size (MINDIR, ONNX)")
+    parser.add_argument("--batch_size", type=int, default=1,
+                        help=f"batch of the exported network (default 1; {takers('batch_size')})")
+    parser.add_argument("--value_type", choices=VALUE_TYPES,
+                        help="how the pruned layers' weights are kept (default float32, exact; "
+                             f"{takers('value_type')})")
+    parser.add_argument("--dynamic_batch", action="store_true",
+                        help=f"export for any batch size ({takers('dynamic_batch')})")
     parser.add_argument("--normalize_input", action="store_true",
-                        help="the exported network takes pixels, 0 to 255, float32, and normalises them itself")
+                        help="the exported network takes pixels, 0 to 255, float32, and normalises them itself "
+                             f"({takers('normalize_input')})")
     parser.add_argument("--softmax", action="store_true",
-                        help="the exported network returns probabilities in the place of logits")
-    parser.add_argument("--compact", action="store_true",
-                        help="leave out the channels that the zeros made dead (ONNX)")
+                        help=f"the exported network returns probabilities in the place of logits ({takers('softmax')})")
     args = parser.parse_args()
-    if args.batch_size < 1:
-        parser.error(f"--batch_size: {args.batch_size} is not at least 1")
-    if not os.path.basename(args.file_name):
-        parser.error(f"--file_name: {args.file_name!r} names a folder, wanted a file in it")
-    if args.value_type and args.file_format != "PACKED":
-        parser.error(f"--value_type: for PACKED only, not for {args.file_format}")
-    if args.compact and args.file_format != "ONNX":
-        parser.error(f"--compact: for ONNX only, not for {args.file_format}")
-    if args.file_format == "PACKED" and (args.batch_size != 1 or args.dynamic_batch or args.normalize_input
-                                         or args.softmax):
-        parser.error("--batch_size, --dynamic_batch, --normalize_input, --softmax: not for PACKED, which holds weights")
+    options = Options(args.batch_size, args.dynamic_batch, args.normalize_input, args.softmax, args.value_type)
+    check_options(args.file_format, options)
+    path = file_path(args.file_format, args.file_name)
     config = load_config(args.config, args.set, seed=args.seed, device_target=args.device_target,
                          output_dir=args.output_dir)
 
     from rpg_ms.deploy.export import export
-    from rpg_ms.deploy.packed import export_packed
     from rpg_ms.tasks import Classification
     from rpg_ms.training import build, checkpoint, device, distributed
 
@@ -50,14 +43,8 @@ def main():
     network, found = build.build_network(config, task, mixed_precision=False)
     state = checkpoint.load_network(args.checkpoint_path, network, found, args.ema)
     checkpoint.check_held_out(args.checkpoint_path, state, config)
-    if args.file_format == "PACKED":
-        about = {"model": config.model.name, "num_classes": task.classes, "input_shape": task.input_shape,
-                 "step": state["step"], "seconds": state["seconds"]}
-        report = export_packed(network, found, task, args.file_name, args.value_type or "float32", about)
-    else:
-        report = export(network, found, task, args.file_format, args.file_name, args.batch_size, args.dynamic_batch,
-                        args.normalize_input, args.softmax, args.compact)
-    print(json.dumps(report))
+    trained = {"step": state["step"], "seconds": state["seconds"]}
+    print(json.dumps(export(network, found, task, args.file_format, path, trained=trained, **vars(options))))
 
 
 if __name__ == "__main__":
