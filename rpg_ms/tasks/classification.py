@@ -31,6 +31,8 @@ class Classification:
         UserError: the dataset cannot be read, or has fewer images than a batch in every process.
     """
 
+    decision = "top-1 class"
+
     def __init__(self, config, ranks, weights: Optional[str] = None) -> None:
         self.config = config
         self.ranks = ranks
@@ -177,11 +179,20 @@ class Classification:
         return outputs.argmax(1)
 
     def about(self) -> dict[str, Any]:
-        """Model, classes and how images are normalised."""
+        """What the network is, as plain values."""
+        return {"task": self.config.task, "model": self.config.model.name, "num_classes": self.classes,
+                "input_shape": list(self.input_shape)}
+
+    def usage(self, normalize_input: bool) -> dict[str, Any]:
+        """Model, classes and how images are normalised, as plain values."""
         dataset = self.dataset
-        return {"task": self.config.task, "model": self.config.model.name, "input_shape": list(self.input_shape),
-                "mean": list(dataset.mean), "std": list(dataset.std), "classes": self.classes,
-                "class_names": dataset.class_names}
+        return {"model": self.config.model.name, "input_layout": "NCHW", "input_dtype": "float32",
+                "input_values": "pixels, 0 to 255" if normalize_input else "(pixels / 255 - mean) / std",
+                "mean": list(dataset.mean), "std": list(dataset.std), "classes": self.classes}
+
+    def names(self) -> dict[str, Any]:
+        """The classes' names."""
+        return {"class_names": self.dataset.class_names}
 
 
 def _width_of_classifier(weights: str) -> int:

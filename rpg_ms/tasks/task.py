@@ -1,11 +1,14 @@
 """What the rest of the package asks a task."""
 from __future__ import annotations
 
-from typing import Any, Iterator, Protocol
+from typing import TYPE_CHECKING, Any, Iterator, Protocol
 
 import mindspore as ms
 import numpy as np
 from mindspore import nn
+
+if TYPE_CHECKING:
+    from rpg_ms.config import Config
 
 Batch = dict[str, ms.Tensor]  # named arrays, each with the batch first
 
@@ -14,10 +17,14 @@ class Task(Protocol):
     """A network, its data, its loss and its figures (`rpg_ms.tasks.TASKS` has their labels).
 
     Attributes:
+        config: `rpg_ms.config.Config`.
+        decision: what `decisions` are called, such as "top-1 class".
         input_shape: shape of one input of the network, without the batch.
         steps_per_epoch: training steps in one pass over the training data of all processes.
     """
 
+    config: Config
+    decision: str
     input_shape: tuple[int, ...]
     steps_per_epoch: int
 
@@ -55,4 +62,10 @@ class Task(Protocol):
         """What is decided by the outputs, exactly the same before and after an export, such as each image's class."""
 
     def about(self) -> dict[str, Any]:
-        """What a program needs to know to use an exported file, as plain values."""
+        """What the network is, as plain values: for a file that holds its parameters."""
+
+    def usage(self, normalize_input: bool) -> dict[str, Any]:
+        """What a program needs to know to use a file that computes, as plain values."""
+
+    def names(self) -> dict[str, Any]:
+        """More of it, which is too long for a line of output."""

@@ -207,7 +207,7 @@ def _packed_state(path, found):
     if (header.nonzero, header.prunable) != (found.nonzero, found.prunable):
         raise UserError(f"{path}: {header.nonzero} of {header.prunable} prunable weights are kept, not "
                         f"{found.nonzero} of {found.prunable}: packed with another pruning.exclude")
-    return {"step": header.step, "seconds": header.seconds}
+    return {"step": header.about.step, "seconds": header.about.seconds}
 
 
 def _load_training(path, values, state, step_cell):

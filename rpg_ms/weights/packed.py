@@ -1,45 +1,46 @@
-"""Packed sparse networks: the weights that the masks keep, where they are, and the rest of the network as is.
+"""Packed sparse networks: the weights that the masks keep, where they are, and the rest of the network as it is.
 
-Version 1 of the format is a safetensors file. Its metadata hold `Header` as JSON under "rpg_ms.packed";
-its tensors are, all little-endian and each in the order of the table:
+Version 2 of the format is a safetensors file. Its metadata hold `Header` as JSON under "rpg_ms.packed". Its tensors are
+little-endian and each in the order of the table:
 
 - `table`, uint8: a JSON list, deflated by zlib, of the network's parameters: `PrunedTensor` or `RestTensor`.
-- `positions`, uint8: of each pruned tensor `bytes` bytes, which say where its mask is 1 (`encode_positions`).
+- `positions`, uint8: where the masks of all pruned tensors, one after another, are 1 (`encode_positions`).
 - `values`, float32, float16 or int8: the weights there, in row-major order.
-- `exponents`, uint8, with int8 only: one for each index `c` of each pruned tensor's first axis, the output
-  channel; a weight is its value times `2 ** (exponents[c] - 127)`. (E8M0, the scale of the OCP Microscaling
-  formats: a byte a channel, and exact.)
+- `exponents`, uint8, with int8 only: one for each index `c` of each pruned tensor's first axis, the output channel. A
+  weight is its value times `2 ** (exponents[c] - 127)`. (E8M0, the scale of the OCP Microscaling formats: a byte a
+  channel, and exact.)
 - `rest`, uint8: the bytes of all other parameters.
 
-`sha256` in the header is that of the whole file with these 64 digits as zeros: no byte can change unnoticed.
-
-Positions are Golomb-Rice coded (Rice & Plaunt 1971): for randomly placed weights within 2 % of the entropy at
-densities up to 5 %, and at no density more than a bit a position.
+`sha256` in the header is that of the whole file with these 64 digits as zeros, so that no byte can change unnoticed.
 """
 from __future__ import annotations
 
 import hashlib
 import json
 import math
-import zlib
-from typing import List, Literal, Optional, Union
+from os import PathLike
+from typing import Any, Callable, Dict, Iterator, List, Literal, Mapping, Optional, Tuple, TypeVar, Union
 
 import numpy as np
 import safetensors
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from safetensors.numpy import save
 
 from rpg_ms.errors import UserError, one_line
+from rpg_ms.weights.positions import decode_positions, deflate, encode_positions, inflate
 
 FORMAT = "rpg_ms.packed"
-VERSION = 1
+VERSION = 2
 VALUE_TYPES = {"float32": "F32", "float16": "F16", "int8": "I8"}  # and what safetensors calls them
-MASK = "_mask"  # a mask's name is its weight's with this
+MASK = "_mask"  # a mask's name is its weight's name with this behind it
 BIAS = 127  # of the exponents
 LARGEST = 2 ** 30  # weights; what a file may unpack to if its reader knows no better
 LARGEST_TABLE = 2 ** 22  # bytes
-LARGEST_HEADER = 10 ** 8  # bytes; safetensors' own limit
+LARGEST_HEADER = 10 ** 8  # bytes; the limit of safetensors itself
 NO_DIGEST = "0" * 64
+
+Arrays = Dict[str, np.ndarray]
+_T = TypeVar("_T")
 
 
 class _Strict(BaseModel):
@@ -50,33 +51,42 @@ class _Version(BaseModel):
     version: int
 
 
-class Header(_Strict):
-    """What a packed file says of itself.
+class About(BaseModel):
+    """What the network in a packed file is: what every task says, and any other JSON values that its own task adds.
 
-    `prunable` and `nonzero` count positions of masks; `step` and `seconds` are the training run's, or null.
+    `step` and `seconds` are those of the training run, or null.
     """
 
-    version: Literal[1]
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
+
+    task: str
     model: str
-    num_classes: int
-    input_shape: List[int]
+    step: Optional[int]
+    seconds: Optional[float]
+
+    @model_validator(mode="after")
+    def _is_json(self) -> About:
+        json.dumps(self.model_dump(), allow_nan=False)  # the parser would take NaN and Infinity, which are not JSON
+        return self
+
+
+class Header(_Strict):
+    """What a packed file says of itself. `prunable` and `nonzero` count positions of masks."""
+
+    version: Literal[2]
+    about: About
     value_type: Literal["float32", "float16", "int8"]
     prunable: int
     nonzero: int
-    step: Optional[int]
-    seconds: Optional[float] = Field(allow_inf_nan=False)
     sha256: str
 
 
 class PrunedTensor(_Strict):
-    """A weight with a mask: how many ones the mask has, how and in how many bytes they are coded."""
+    """A weight with a mask; `weight_dtype` is the network's, whatever its values are stored as."""
 
     name: str
     shape: List[int] = Field(min_length=1)
-    nonzero: int = Field(ge=0)
-    rice: int = Field(ge=0)
-    bytes: int = Field(ge=0)
-    dtype: Literal["float32", "float16"] = "float32"  # of the network's weight, whatever its values are stored as
+    weight_dtype: Literal["float32", "float16"] = "float32"
 
 
 class RestTensor(_Strict):
@@ -87,7 +97,7 @@ class RestTensor(_Strict):
     dtype: Literal["float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint8", "bool"]
 
     @property
-    def bytes(self):
+    def bytes(self) -> int:
         """Its size in the file."""
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
@@ -96,64 +106,12 @@ _TABLE = TypeAdapter(List[Union[PrunedTensor, RestTensor]])
 
 
 # ----------------------------------------------------------------------------------------------------
-# Positions
-# ----------------------------------------------------------------------------------------------------
-
-
-def encode_positions(mask):
-    """Where a mask is 1, Golomb-Rice coded.
-
-    The gap before each one is the number of zeros since the one before it. Of every gap come first the `rice`
-    low bits, the lowest first; then of every gap the rest in unary, as many zeros and a one. With `rice` 0 it
-    is the mask itself, up to its last one. Bits fill bytes from the highest.
-
-    Args:
-        mask: bool array of any shape, taken in row-major order.
-
-    Returns:
-        `(rice, uint8 array)`, with the `rice` that makes the array shortest.
-    """
-    gaps = np.diff(np.flatnonzero(mask), prepend=-1) - 1
-    rice = min(range(mask.size.bit_length()), key=lambda bits: len(gaps) * bits + int((gaps >> bits).sum()))
-    ends = np.cumsum((gaps >> rice) + 1) - 1
-    unary = np.zeros(ends[-1] + 1 if len(ends) else 0, np.uint8)
-    unary[ends] = 1
-    low = [(gaps >> bit & 1).astype(np.uint8) for bit in range(rice)]
-    return rice, np.packbits(np.concatenate([np.stack(low, 1).ravel(), unary]) if low else unary)
-
-
-def decode_positions(code, rice, count, size):
-    """The flat indices, increasing, of the `count` ones of a mask of `size` positions: int64 `[count]`.
-
-    Needs memory in proportion to `code`, whatever it holds.
-
-    Raises:
-        ValueError: `code` is not the code of such a mask.
-    """
-    bits = np.unpackbits(code)
-    ends = np.flatnonzero(bits[count * rice:])
-    if rice > size.bit_length() or len(ends) != count:
-        raise ValueError(f"a mask of {count} ones that its code does not hold")
-    if len(bits) - count * rice - (ends[-1] + 1 if count else 0) not in range(8):
-        raise ValueError("the code of a mask that ends too early or too late")
-    gaps = np.diff(ends, prepend=-1) - 1
-    if (gaps > size >> rice).any():
-        raise ValueError(f"an index beyond the {size} weights of a tensor")
-    gaps <<= rice
-    for bit in range(rice):
-        gaps |= bits[bit:count * rice:rice].astype(np.int64) << bit
-    indices = np.cumsum(gaps + 1) - 1
-    if count and indices[-1] >= size:
-        raise ValueError(f"an index beyond the {size} weights of a tensor")
-    return indices
-
-
-# ----------------------------------------------------------------------------------------------------
 # Values
 # ----------------------------------------------------------------------------------------------------
 
 
-def _encode_values(values, channels, channel_count, value_type):
+def _encode_values(values: np.ndarray, channels: np.ndarray, channel_count: int,
+                   value_type: str) -> Tuple[np.ndarray, np.ndarray]:
     """float32 `[count]` as `value_type`, and the channels' exponents, uint8 `[channel_count]` or none."""
     if value_type != "int8":
         with np.errstate(over="ignore"):  # what float16 cannot hold becomes infinite, which is refused
@@ -167,7 +125,8 @@ def _encode_values(values, channels, channel_count, value_type):
     return np.rint(scaled).astype(np.int8), (exponents + BIAS).astype(np.uint8)
 
 
-def _decode_values(values, exponents, channels):
+def _decode_values(values: np.ndarray, exponents: Optional[np.ndarray], channels: np.ndarray) -> np.ndarray:
+    """What `_encode_values` was given, rounded; float32 `[count]`."""
     if values.dtype != np.int8:
         return values.astype(np.float32)
     if (values == -128).any():
@@ -178,24 +137,25 @@ def _decode_values(values, exponents, channels):
 
 
 # ----------------------------------------------------------------------------------------------------
-# Files
+# Writing
 # ----------------------------------------------------------------------------------------------------
 
 
-def pack(arrays, value_type, about):
+def pack(arrays: Mapping[str, np.ndarray], value_type: str, about: Mapping[str, Any]) -> bytes:
     """The content of a packed file.
 
     Args:
-        arrays: `{name: array}`, all parameters of a network; a weight, float32 or float16, is pruned if there is a
+        arrays: `{name: array}`, all parameters of a network. A weight, float32 or float16, is pruned if there is a
             `NAME_mask`, bool of its shape, and it is 0 wherever that is.
         value_type: "float32" (exact), "float16" or "int8"; of the pruned weights only.
-        about: dict of the header's `model`, `num_classes`, `input_shape`, `step` and `seconds`.
+        about: what `About` holds, as plain JSON values.
 
     Raises:
         ValueError: what the format cannot hold; also weights that are not finite, or not in `value_type`.
     """
     masks = {name + MASK for name in arrays if name + MASK in arrays}
-    table, positions, values, exponents, rest = [], [], [], [], []
+    table: List[Dict[str, Any]] = []
+    kept, values, exponents, rest = [], [], [], []
     for name, array in arrays.items():
         if name in masks:
             continue
@@ -209,105 +169,48 @@ def pack(arrays, value_type, about):
         if (array.dtype not in (np.float32, np.float16) or mask.dtype != np.bool_ or mask.shape != array.shape
                 or array[~mask].any()):
             raise ValueError(f"{name} is not a float32 or float16 weight that is 0 wherever its mask is")
-        rice, code = encode_positions(mask)
         channels = np.flatnonzero(mask) // (array.size // len(array))
         own_values, own_exponents = _encode_values(array[mask].astype(np.float32), channels, len(array), value_type)
         if not np.isfinite(own_values).all():
             raise ValueError(f"{name} has weights that are too large for {value_type}")
-        table.append({"name": name, "shape": array.shape, "nonzero": len(own_values), "rice": rice,
-                      "bytes": len(code), **({"dtype": "float16"} if array.dtype == np.float16 else {})})
-        positions.append(code)
+        table.append({"name": name, "shape": array.shape,
+                      **({"weight_dtype": "float16"} if array.dtype == np.float16 else {})})
+        kept.append(mask.ravel())
         values.append(own_values)
         exponents.append(own_exponents)
+    mask = _joined(kept, np.bool_)
     tensors = {
-        "table": np.frombuffer(zlib.compress(json.dumps(table, separators=(",", ":")).encode(), 9), np.uint8),
-        "positions": _joined(positions, np.uint8),
+        "table": np.frombuffer(deflate(json.dumps(table, separators=(",", ":")).encode()), np.uint8),
+        "positions": np.frombuffer(encode_positions(mask), np.uint8),
         "values": _joined(values, value_type),
         "rest": np.frombuffer(b"".join(rest), np.uint8),
         **({"exponents": _joined(exponents, np.uint8)} if value_type == "int8" else {})}
-    header = {"version": VERSION, **about, "value_type": value_type,
-              "prunable": sum(arrays[name].size for name in masks), "nonzero": len(tensors["values"]),
-              "sha256": NO_DIGEST}
-    content = save(tensors, {FORMAT: json.dumps(header, separators=(",", ":"))})
+    header = {"sha256": NO_DIGEST, "version": VERSION, "about": dict(about), "value_type": value_type,
+              "prunable": mask.size, "nonzero": len(tensors["values"])}
+    content = save(tensors, {FORMAT: json.dumps(header, separators=(",", ":"), allow_nan=False)})
     return content.replace(NO_DIGEST.encode(), hashlib.sha256(content).hexdigest().encode(), 1)
 
 
-def is_packed(path):
+def _joined(arrays: List[np.ndarray], dtype: Any) -> np.ndarray:
+    return np.concatenate([np.zeros(0, dtype), *arrays])
+
+
+# ----------------------------------------------------------------------------------------------------
+# Reading
+# ----------------------------------------------------------------------------------------------------
+
+
+def is_packed(path: Union[str, PathLike]) -> bool:
     """Whether a file, which can be read, is a safetensors file of a packed network, whole or not."""
     return f'"{FORMAT}"'.encode() in _read_json_header(path)
 
 
-def read_header(path):
+def read_header(path: Union[str, PathLike]) -> Header:
     """The `Header` of a packed file that `read_packed` has accepted."""
     return _parse_header(_read_json_header(path))
 
 
-def _parse_header(json_header):
-    try:
-        text = json.loads(json_header)["__metadata__"][FORMAT]
-    except (ValueError, KeyError):
-        raise ValueError("its header is damaged") from None
-    version = _validated(_Version.model_validate_json, text, "header").version
-    if version != VERSION:
-        raise ValueError(f"version {version} of the format, this program reads version {VERSION}")
-    return _validated(Header.model_validate_json, text, "header")
-
-
-def unpack(content, largest=LARGEST):
-    """The parameters in a packed file: `(Header, {name: array})`, masks included, as `pack` took them.
-
-    Nothing is allocated for what the content only announces until it has been found to be what was written.
-
-    Args:
-        content: the file's bytes.
-        largest: how many weights, at most, it may hold once unpacked.
-
-    Raises:
-        ValueError: damaged, of another version, or larger than that.
-    """
-    tensors = dict(safetensors.deserialize(content))
-    header = _parse_header(_json_header(content))
-    if _json_header(content).count(header.sha256.encode()) != 1 or header.sha256 != hashlib.sha256(
-            content.replace(header.sha256.encode(), NO_DIGEST.encode(), 1)).hexdigest():
-        raise ValueError("its checksum is wrong")
-    kinds = {"table": "U8", "positions": "U8", "rest": "U8", "values": VALUE_TYPES[header.value_type]}
-    if header.value_type == "int8":
-        kinds["exponents"] = "U8"
-    if {name: (tensor["dtype"], len(tensor["shape"])) for name, tensor in tensors.items()} != {
-            name: (kind, 1) for name, kind in kinds.items()}:
-        raise ValueError(f"it does not hold {', '.join(f'{name} ({kind})' for name, kind in kinds.items())}")
-    table = _read_table(tensors["table"]["data"])
-    _check_sizes(header, table, tensors, largest)
-
-    code = np.frombuffer(tensors["positions"]["data"], np.uint8)
-    values = np.frombuffer(tensors["values"]["data"], np.dtype(header.value_type).newbyteorder("<"))
-    exponents = np.frombuffer(tensors["exponents"]["data"], np.uint8) if "exponents" in tensors else None
-    rest, arrays = memoryview(tensors["rest"]["data"]), {}
-    for entry in table:
-        if isinstance(entry, RestTensor):
-            dtype = np.dtype(entry.dtype)
-            array = np.frombuffer(rest[:entry.bytes], dtype.newbyteorder("<")).astype(dtype)
-            if entry.dtype == "bool" and (array.view(np.uint8) > 1).any():
-                raise ValueError(f"{entry.name} is neither true nor false")
-            rest = rest[entry.bytes:]
-        else:
-            size = math.prod(entry.shape)
-            indices = decode_positions(code[:entry.bytes], entry.rice, entry.nonzero, size)
-            channels = indices // (size // entry.shape[0])
-            array, mask = np.zeros(size, entry.dtype), np.zeros(size, np.bool_)
-            with np.errstate(over="ignore"):  # what float16 cannot hold becomes infinite, which is refused
-                array[indices] = _decode_values(values[:entry.nonzero], exponents, channels)
-            mask[indices] = True
-            arrays[entry.name + MASK] = mask.reshape(entry.shape)
-            code, values = code[entry.bytes:], values[entry.nonzero:]
-            exponents = None if exponents is None else exponents[entry.shape[0]:]
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise ValueError(f"{entry.name} is not finite")
-        arrays[entry.name] = array.reshape(entry.shape)
-    return header, arrays
-
-
-def read_packed(path, largest=LARGEST):
+def read_packed(path: Union[str, PathLike], largest: int = LARGEST) -> Tuple[Header, Arrays]:
     """`unpack` of a file.
 
     Raises:
@@ -322,19 +225,93 @@ def read_packed(path, largest=LARGEST):
         raise UserError(f"{path}: a packed network that cannot be used: {one_line(str(error))}") from None
 
 
-def _read_table(deflated):
-    inflate = zlib.decompressobj()
+def unpack(content: bytes, largest: int = LARGEST) -> Tuple[Header, Arrays]:
+    """The parameters in a packed file: `(Header, {name: array})`, masks included, as `pack` took them.
+
+    Nothing is allocated for what the content only announces until it has been found to be what was written.
+
+    Args:
+        content: the file's bytes.
+        largest: how many weights, at most, it may hold once unpacked.
+
+    Raises:
+        ValueError: damaged, of another version, or larger than that.
+    """
+    tensors = dict(safetensors.deserialize(content))
+    header = _parse_header(_json_header(content))
+    _check_digest(header, content)
+    _check_tensors(header, tensors)
+    table = _validated(_TABLE.validate_json, inflate(tensors["table"]["data"], LARGEST_TABLE, "table"), "table")
+    _check_sizes(header, table, tensors, largest)
+    rest, arrays = memoryview(tensors["rest"]["data"]), {}
+    pruned = _unpack_pruned(header, [entry for entry in table if isinstance(entry, PrunedTensor)], tensors)
+    for entry in table:
+        if isinstance(entry, RestTensor):
+            dtype = np.dtype(entry.dtype)
+            array = np.frombuffer(rest[:entry.bytes], dtype.newbyteorder("<")).astype(dtype)
+            if entry.dtype == "bool" and (array.view(np.uint8) > 1).any():
+                raise ValueError(f"{entry.name} is neither true nor false")
+            rest = rest[entry.bytes:]
+        else:
+            array, mask = next(pruned)
+            arrays[entry.name + MASK] = mask.reshape(entry.shape)
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise ValueError(f"{entry.name} is not finite")
+        arrays[entry.name] = array.reshape(entry.shape)
+    return header, arrays
+
+
+def _unpack_pruned(header: Header, entries: List[PrunedTensor],
+                   tensors: Mapping[str, Any]) -> Iterator[Tuple[np.ndarray, np.ndarray]]:
+    """Of each pruned tensor the weight and the mask, bool, both flat."""
+    positions = decode_positions(tensors["positions"]["data"], header.nonzero, header.prunable)
+    values = np.frombuffer(tensors["values"]["data"], np.dtype(header.value_type).newbyteorder("<"))
+    exponents = np.frombuffer(tensors["exponents"]["data"], np.uint8) if "exponents" in tensors else None
+    start = 0  # of the tensor among all prunable weights
+    for entry in entries:
+        size = math.prod(entry.shape)
+        first, end = np.searchsorted(positions, (start, start + size))
+        indices = positions[first:end] - start
+        array, mask = np.zeros(size, entry.weight_dtype), np.zeros(size, np.bool_)
+        with np.errstate(over="ignore"):  # what float16 cannot hold becomes infinite, which is refused
+            array[indices] = _decode_values(values[first:end], exponents, indices // (size // entry.shape[0]))
+        mask[indices] = True
+        yield array, mask
+        start += size
+        exponents = None if exponents is None else exponents[entry.shape[0]:]
+
+
+def _parse_header(json_header: bytes) -> Header:
     try:
-        text = inflate.decompress(deflated, LARGEST_TABLE)
-    except zlib.error:
-        raise ValueError("its table is damaged") from None
-    if not inflate.eof or inflate.unused_data:
-        raise ValueError(f"its table is truncated, or longer than {LARGEST_TABLE} bytes")
-    return _validated(_TABLE.validate_json, text, "table")
+        text = json.loads(json_header)["__metadata__"][FORMAT]
+    except (ValueError, KeyError):
+        raise ValueError("its header is damaged") from None
+    version = _validated(_Version.model_validate_json, text, "header").version
+    if version != VERSION:
+        raise ValueError(f"version {version} of the format, this program reads version {VERSION}")
+    return _validated(Header.model_validate_json, text, "header")
 
 
-def _check_sizes(header, table, tensors, largest):
-    """Refuse a table whose numbers are not those of the tensors, the header and the reader."""
+def _check_digest(header: Header, content: bytes) -> None:
+    digest = header.sha256.encode()
+    if _json_header(content).count(digest) != 1 or header.sha256 != hashlib.sha256(
+            content.replace(digest, NO_DIGEST.encode(), 1)).hexdigest():
+        raise ValueError("its checksum is wrong")
+
+
+def _check_tensors(header: Header, tensors: Mapping[str, Any]) -> None:
+    """Refuse a file that lacks a tensor, has one more, or one of another type."""
+    kinds = {"table": "U8", "positions": "U8", "rest": "U8", "values": VALUE_TYPES[header.value_type]}
+    if header.value_type == "int8":
+        kinds["exponents"] = "U8"
+    if {name: (tensor["dtype"], len(tensor["shape"])) for name, tensor in tensors.items()} != {
+            name: (kind, 1) for name, kind in kinds.items()}:
+        raise ValueError(f"it does not hold {', '.join(f'{name} ({kind})' for name, kind in kinds.items())}")
+
+
+def _check_sizes(header: Header, table: List[Union[PrunedTensor, RestTensor]], tensors: Mapping[str, Any],
+                 largest: int) -> None:
+    """Refuse a table and a header whose numbers are not those of the tensors and the reader."""
     pruned = [entry for entry in table if isinstance(entry, PrunedTensor)]
     names = [entry.name for entry in table] + [entry.name + MASK for entry in pruned]
     if len(set(names)) != len(names):
@@ -343,36 +320,30 @@ def _check_sizes(header, table, tensors, largest):
         raise ValueError("its table has a shape that no parameter has")
     size = sum(math.prod(entry.shape) for entry in table)
     if size > largest:
-        raise ValueError(f"{header.model} with {size} weights once unpacked, more than the {largest} that are"
+        raise ValueError(f"{header.about.model} with {size} weights once unpacked, more than the {largest} that are"
                          " expected here")
     prunable = sum(math.prod(entry.shape) for entry in pruned)
-    counted = {"positions": sum(entry.bytes for entry in pruned),
-               "values": sum(entry.nonzero for entry in pruned),
-               "rest": sum(entry.bytes for entry in table if isinstance(entry, RestTensor)),
-               "exponents": sum(entry.shape[0] for entry in pruned)}
-    for name, count in counted.items():
+    if header.prunable != prunable:
+        raise ValueError(f"its header counts {header.prunable} prunable weights, its table {prunable}")
+    counted = {"values": (header.nonzero, "header"),
+               "rest": (sum(entry.bytes for entry in table if isinstance(entry, RestTensor)), "table"),
+               "exponents": (sum(entry.shape[0] for entry in pruned), "table")}
+    for name, (count, source) in counted.items():
         if name in tensors and tensors[name]["shape"] != [count]:
-            raise ValueError(f"its {name} are {tensors[name]['shape'][0]}, not the {count} of its table")
-    if (header.prunable, header.nonzero) != (prunable, counted["values"]):
-        raise ValueError(f"its header counts {header.nonzero} of {header.prunable} weights, its table "
-                         f"{counted['values']} of {prunable}")
+            raise ValueError(f"its {name} are {tensors[name]['shape'][0]}, not the {count} of its {source}")
 
 
-def _validated(validate, text, part):
+def _validated(validate: Callable[[Any], _T], text: Any, part: str) -> _T:
     try:
         return validate(text)
     except ValidationError as error:
         raise ValueError(f"its {part} is malformed: {error.errors()[0]['msg']}") from None
 
 
-def _json_header(content):
+def _json_header(content: bytes) -> bytes:
     return content[8:8 + int.from_bytes(content[:8], "little")]
 
 
-def _read_json_header(path):
+def _read_json_header(path: Union[str, PathLike]) -> bytes:
     with open(path, "rb") as file:
         return file.read(min(int.from_bytes(file.read(8), "little"), LARGEST_HEADER))
-
-
-def _joined(arrays, dtype):
-    return np.concatenate([np.zeros(0, dtype), *arrays])

@@ -2,7 +2,10 @@
 import hashlib
 import importlib.util
 import json
+import sys
+from dataclasses import fields, replace
 from functools import partial
+from types import ModuleType
 
 import mindspore as ms
 import numpy as np
@@ -17,12 +20,16 @@ from rpg_ms.cells import sparsify
 from rpg_ms.cells.masked import set_topology
 from rpg_ms.config import Config, DataConfig, ModelConfig, TrainConfig
 from rpg_ms.data.fashion_mnist import CLASSES
-from rpg_ms.deploy import export as module
+from rpg_ms.deploy import formats, onnx_file
 from rpg_ms.deploy.export import export
+from rpg_ms.deploy.formats import FORMATS, VALUE_TYPES, Format, Options
+from rpg_ms.deploy.onnx_operators import exportable
+from rpg_ms.deploy.verify import Loaded
 from rpg_ms.errors import UserError
 from rpg_ms.models import create_model, vgg_cifar
 from rpg_ms.tasks import create_task
 from rpg_ms.training.distributed import ALONE
+from rpg_ms.weights.packed import VALUE_TYPES as PACKED_TYPES
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -101,36 +108,6 @@ def test_every_family_in_onnxruntime(family, task, tmp_path, monkeypatch):
     assert [type(cell) for _, cell in network.cells_and_names()] == classes, "left as it was found"
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_compacted(family, task, tmp_path, monkeypatch):
-    """Half the filters of every layer but the last are zero; nothing the network computes changes."""
-    ms.set_seed(3)
-    network, found = pruned(FAMILIES[family](monkeypatch))
-    rng = np.random.default_rng(1)
-    for layer in found.layers[:-1]:
-        mask = layer.mask.asnumpy().copy()
-        mask[rng.choice(len(mask), len(mask) // 2, replace=False)] = False
-        set_topology(layer, layer.weight.asnumpy(), mask)
-    report = export(network, found, task, "ONNX", tmp_path / "net", batch_size=16, compacted=True)
-    assert report["compacted"] and report["compaction_difference"] <= 1e-5
-    dense = report["multiply_adds"]
-    assert report["compacted_multiply_adds"] <= dense
-    if family in ("cifar_resnet", "resnet50", "cifar_vgg19"):
-        assert report["compacted_multiply_adds"] < 0.8 * dense
-
-
-def test_a_compaction_that_changes_outputs_is_refused(small, task, tmp_path, monkeypatch):
-    def wrong(model, multiple_of):
-        for tensor in model.graph.initializer:
-            tensor.CopyFrom(onnx.numpy_helper.from_array(1.01 * onnx.numpy_helper.to_array(tensor), tensor.name))
-        return model, 1, 1
-
-    monkeypatch.setattr(module, "compact", wrong)
-    with pytest.raises(UserError, match="--compact: the outputs would change"):
-        export(*small, task, "ONNX", tmp_path / "net", batch_size=16, compacted=True)
-    assert not list(tmp_path.iterdir())
-
-
 def test_in_place_addition_is_in_place_again():
     class Twice(nn.Cell):
         def construct(self, x):
@@ -142,7 +119,7 @@ def test_in_place_addition_is_in_place_again():
     ms.set_context(mode=ms.GRAPH_MODE)
     try:
         before = Twice()(ms.Tensor([1.0])).asnumpy()  # 2 from MindSpore 2.10, 1 from 2.7
-        with module.exportable(Twice()):
+        with exportable(Twice()):
             assert Twice()(ms.Tensor([1.0])).asnumpy() == 1
         assert Twice()(ms.Tensor([1.0])).asnumpy() == before
     finally:
@@ -193,7 +170,7 @@ def test_what_lies_beside_the_file(small, task, tmp_path):
         "sha256": hashlib.sha256(content).hexdigest(), "model": "cifar_resnet8",
         "input_shape": [16, 1, 28, 28], "input_layout": "NCHW", "input_dtype": "float32",
         "input_values": "(pixels / 255 - mean) / std", "normalize_input": False, "mean": [0.286],
-        "std": [0.353], "softmax": False, "compacted": False, "classes": 10, "class_names": list(CLASSES),
+        "std": [0.353], "softmax": False, "classes": 10, "class_names": list(CLASSES),
         "density": found.density,
         "nonzero": found.nonzero, "prunable": found.prunable, "top1": task.evaluate(network)["top1"],
         "rpg_ms": "0.1.0", "mindspore": ms.__version__}
@@ -260,7 +237,7 @@ def test_a_file_that_disagrees_is_not_left(file_format, change, message, small, 
 
 
 def test_another_top1_class_is_noticed(small, task, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "ONNX_TOLERANCE", 1e9)
+    monkeypatch.setitem(FORMATS, "ONNX", replace(FORMATS["ONNX"], relative_tolerance=1e9))
     tamper(monkeypatch, "ONNX", "linear.weight", np.negative)
     with pytest.raises(UserError, match="its top-1 class is not the network's for [0-9]+ of 64 images"):
         export(*small, task, "ONNX", tmp_path / "net", batch_size=16)
@@ -286,7 +263,7 @@ def test_onnx_without_its_packages(missing, words, small, task, tmp_path, monkey
 def test_air_is_for_ascend_and_a_fixed_batch(small, task, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="^--file_format: AIR is written on Ascend only, not on CPU$"):
         export(*small, task, "AIR", tmp_path / "net")
-    monkeypatch.setattr(module.ms, "get_context", lambda key: "Ascend")
+    monkeypatch.setattr(ms, "get_context", lambda key: "Ascend")
     with pytest.raises(UserError, match="^--dynamic_batch: for MINDIR and ONNX only, not for AIR$"):
         export(*small, task, "AIR", tmp_path / "net", dynamic_batch=True)
 
@@ -306,18 +283,17 @@ def test_what_onnx_cannot_hold(task, tmp_path, monkeypatch):
     network, found = pruned(Unexportable())
     with pytest.raises(UserError, match="resnet8 cannot be exported to ONNX: .* operator Asinh; MINDIR"):
         export(network, found, task, "ONNX", tmp_path / "net", batch_size=16)
-    monkeypatch.setattr(module, "ONNX_LIMIT", 2 ** 10)
+    monkeypatch.setattr(onnx_file, "LARGEST", 2 ** 10)
     with pytest.raises(UserError, match="ONNX holds at most 2 GiB in one file"):
         export(network, found, task, "ONNX", tmp_path / "net", batch_size=16)
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("compacted", [False, True])
-def test_a_file_that_onnxruntime_does_not_take(compacted, task, tmp_path):
+def test_a_file_that_onnxruntime_does_not_take(task, tmp_path):
     layers = [nn.Conv2d(1, 4, 3, 4), nn.Conv2dTranspose(4, 4, 3, 2), nn.Flatten(), nn.Dense(4 * 14 * 14, 10)]
     network, found = pruned(nn.SequentialCell(layers))
     with pytest.raises(UserError, match="^--file_format: .* cannot be exported to ONNX: .*; MINDIR takes it$") as error:
-        export(network, found, task, "ONNX", tmp_path / "net", batch_size=16, compacted=compacted)
+        export(network, found, task, "ONNX", tmp_path / "net", batch_size=16)
     assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
     export(network, found, task, "MINDIR", tmp_path / "net", batch_size=16)
 
@@ -342,3 +318,68 @@ def test_a_file_that_cannot_be_written(small, task, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="--file_name: .*file/net.mindir could not be written: "):
         export(*small, task, "MINDIR", tmp_path / "file/net")
+
+
+# ----------------------------------------------------------------------------------------------------
+# The table
+# ----------------------------------------------------------------------------------------------------
+
+NOT_THE_DEFAULT = {"batch_size": 2, "dynamic_batch": True, "normalize_input": True, "softmax": True,
+                   "value_type": "int8"}
+
+
+@pytest.mark.parametrize("file_format", FORMATS)
+@pytest.mark.parametrize("option", NOT_THE_DEFAULT)
+def test_every_option_of_every_format_is_taken_or_refused(file_format, option):
+    options = Options(**{option: NOT_THE_DEFAULT[option]})
+    if option in FORMATS[file_format].options:
+        formats.check_options(file_format, options)
+        return
+    with pytest.raises(UserError) as refusal:
+        formats.check_options(file_format, options)
+    assert str(refusal.value) == f"--{option}: for {formats.takers(option)} only, not for {file_format}"
+    assert file_format not in formats.takers(option)
+
+
+def test_the_table_knows_every_option_and_value_type():
+    assert set(NOT_THE_DEFAULT) == {option.name for option in fields(Options)}
+    assert all(set(row.options) <= set(NOT_THE_DEFAULT) for row in FORMATS.values())
+    assert VALUE_TYPES == tuple(PACKED_TYPES)
+    for options in ({"batch_size": 0}, {"value_type": "int4"}):
+        with pytest.raises(UserError, match="--(batch_size: 0 is not at|value_type: 'int4' is not one of float32, )"):
+            formats.check_options("PACKED" if "value_type" in options else "ONNX", Options(**options))
+
+
+def write_raw(job, path):
+    """A format of a user's own: the weights that the masks keep, one after another."""
+    path.write_bytes(b"".join(layer.weight.asnumpy()[layer.mask.asnumpy()].tobytes() for layer in job.found.layers))
+
+
+def load_numpy(job, path):
+    """A format of a user's own that computes: here the network itself, and weights from the file."""
+    with np.load(path) as archive:
+        return Loaded(dict(archive), lambda images: job.deployed()(ms.Tensor(images)).asnumpy())
+
+
+def write_numpy(job, path):
+    with open(path, "wb") as file:
+        np.savez(file, **{layer.weight.name: layer.weight.asnumpy() for layer in job.found.layers})
+
+
+def test_a_format_is_one_row(small, task, tmp_path, monkeypatch):
+    """A row, and the functions that it names, are all that a format needs, with verification and without."""
+    here = ModuleType("formats_of_a_test")
+    here.write_raw, here.write_numpy, here.load_numpy = write_raw, write_numpy, load_numpy
+    monkeypatch.setitem(sys.modules, "formats_of_a_test", here)
+    monkeypatch.setitem(FORMATS, "RAW", Format(".raw", "formats_of_a_test:write_raw", None, (), computes=False))
+    monkeypatch.setitem(FORMATS, "NUMPY", Format(
+        ".npz", "formats_of_a_test:write_numpy", "formats_of_a_test:load_numpy", ("batch_size", "softmax"),
+        absolute_tolerance=1e-6))
+    report = export(*small, task, "RAW", tmp_path / "net")
+    assert report["bytes"] == 4 * small[1].nonzero and [file.name for file in tmp_path.iterdir()] == ["net.raw"]
+    report = export(*small, task, "NUMPY", tmp_path / "net", batch_size=32, softmax=True)
+    assert report["max_abs_difference"] <= 1e-6 and report["input_shape"] == [32, 1, 28, 28]
+    assert json.loads((tmp_path / "net.npz.json").read_text())["format"] == "NUMPY"
+    here.write_numpy = lambda job, path: np.savez(open(path, "wb"))
+    with pytest.raises(UserError, match="net.npz: does not hold conv1.weight"):
+        export(*small, task, "NUMPY", tmp_path / "net", batch_size=32)

@@ -16,14 +16,17 @@ from doors import TINY, door, last_json, refused
 from rpg_ms.cells import sparsify
 from rpg_ms.cells.masked import set_topology
 from rpg_ms.deploy import packed as deploy_packed
-from rpg_ms.deploy.packed import export_packed, write_packed
+from rpg_ms.deploy.export import export
+from rpg_ms.config import Config, ModelConfig
 from rpg_ms.errors import UserError
 from rpg_ms.models import create_model
 from rpg_ms.training.checkpoint import load_network
 from rpg_ms.weights import load_weights, read_weights
-from rpg_ms.weights.packed import FORMAT, NO_DIGEST, decode_positions, encode_positions, pack, unpack
+from rpg_ms.weights.packed import FORMAT, NO_DIGEST, pack, read_header, unpack
+from rpg_ms.weights.positions import decode_positions, deflate, encode_positions
 
-ABOUT = {"model": "cifar_resnet8", "num_classes": 10, "input_shape": (1, 28, 28), "step": 48, "seconds": 1.25}
+ABOUT = {"task": "classification", "model": "cifar_resnet8", "num_classes": 10, "input_shape": [1, 28, 28],
+         "step": 48, "seconds": 1.25}
 
 
 def build(density=0.05, exclude=(), classes=10, seed=0):
@@ -69,46 +72,80 @@ def small():
 # ----------------------------------------------------------------------------------------------------
 
 
+def gaps(*code):
+    """A list of positions from the bytes of its gaps."""
+    return zlib.compress(bytes(code))
+
+
 def test_positions_by_hand():
-    # Gaps 2, 5, 0. One low bit each: 0 1 0. What is left, 1 2 0, in unary: 01 001 1. That is 9 bits; with no
-    # low bits or two of them it would be 10.
-    rice, code = encode_positions(np.array([0, 0, 1, 0, 0, 0, 0, 0, 1, 1, 0], np.bool_))
-    assert rice == 1 and code.tolist() == [0b01001001, 0b10000000]
-    assert decode_positions(code, 1, 3, 11).tolist() == [2, 8, 9]
-    with pytest.raises(ValueError, match="beyond"):
-        decode_positions(code, 1, 3, 9)
-    with pytest.raises(ValueError, match="too late"):
-        decode_positions(np.append(code, np.uint8(0)), 1, 3, 11)
+    mask = np.zeros(3000, np.bool_)
+    mask[[2, 8, 9, 264, 520, 1286]] = True  # the gaps 2, 5, 0, 254, 255, 765
+    code = encode_positions(mask)
+    assert list(zlib.decompress(code)) == [2, 5, 0, 254, 255, 0, 255, 255, 255, 0]
+    assert decode_positions(code, 6, 3000).tolist() == np.flatnonzero(mask).tolist()
+    assert decode_positions(code, 6, 1287).tolist() == np.flatnonzero(mask).tolist()
+    with pytest.raises(ValueError, match="a position beyond its 1286 prunable weights"):
+        decode_positions(code, 6, 1286)
+    assert zlib.decompress(encode_positions(np.zeros(9, np.bool_))) == b""
+    assert decode_positions(gaps(), 0, 9).tolist() == []
 
 
-def test_an_index_beyond_64_bits_is_beyond_the_tensor():
-    code = np.packbits([0] * 60 + [0] * 16 + [1])  # sixteen times 2**60
-    with pytest.raises(ValueError, match="beyond"):
-        decode_positions(code, 60, 1, 2 ** 60)
+@pytest.mark.parametrize("code, count, size, words", [
+    (gaps(1, 2), 1, 99, "not those of 1 weights|longer than 1 bytes"),
+    (gaps(1, 2), 3, 99, "not those of 3 weights"),
+    (gaps(1, 255), 2, 999, "not those of 2 weights"),  # a gap that does not end
+    (gaps(1, 2, 255), 2, 999, "not those of 2 weights"),
+    (gaps(255), 0, 999, "not those of 0 weights"),
+    (gaps(1, 2), 2, 4, "beyond its 4 prunable"),
+    (gaps(0, 0), 2, 1, "beyond its 1 prunable"),
+    (gaps(1, 2)[:-1], 2, 99, "truncated, or longer"),
+    (gaps(1, 2) + b"x", 2, 99, "truncated, or longer"),
+    (gaps(1, 2) + gaps(3), 2, 99, "truncated, or longer"),
+    (b"", 2, 99, "truncated, or longer"),
+    (b"not of zlib", 2, 99, "list of positions is damaged"),
+])
+def test_codes_that_are_none(code, count, size, words):
+    with pytest.raises(ValueError, match=words):
+        decode_positions(code, count, size)
 
 
-def test_a_dense_mask_is_its_own_code():
-    mask = np.array([1, 1, 0, 1, 1, 1, 1, 1, 1, 0, 1], np.bool_)
-    rice, code = encode_positions(mask)
-    assert rice == 0 and code.tolist() == np.packbits(mask).tolist()
+def test_a_bomb_is_inflated_no_further_than_its_mask_is_long():
+    bomb = zlib.compress(bytes(2 ** 26), 9)
+    tracemalloc.start()
+    try:
+        for content in (bomb, zlib.compress(b"\xff" * 2 ** 26, 9)):
+            with pytest.raises(ValueError, match="truncated, or longer than 1392 bytes"):
+                decode_positions(content, 1000, 100_000)
+        assert tracemalloc.get_traced_memory()[1] < 2 ** 18
+    finally:
+        tracemalloc.stop()
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.integers(1, 3000), st.floats(0, 1), st.integers(0, 99))
+@given(st.integers(1, 5000), st.floats(0, 1), st.integers(0, 99))
 def test_positions_round_trip(size, density, seed):
-    mask = np.random.default_rng(seed).random(size) < density
-    rice, code = encode_positions(mask)
-    assert np.array_equal(decode_positions(code, rice, int(mask.sum()), size), np.flatnonzero(mask))
+    mask = np.random.default_rng(seed).random(size) < density ** 3
+    assert np.array_equal(decode_positions(encode_positions(mask), int(mask.sum()), size), np.flatnonzero(mask))
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.binary(max_size=40), st.integers(0, 12), st.integers(0, 60), st.integers(1, 500))
-def test_any_code_is_refused_or_increasing_and_in_range(code, rice, count, size):
+@given(st.binary(max_size=40), st.booleans(), st.integers(0, 60), st.integers(1, 5000))
+def test_any_code_is_refused_or_increasing_and_in_range(content, whole, count, size):
     try:
-        indices = decode_positions(np.frombuffer(code, np.uint8), rice, count, size)
+        indices = decode_positions(zlib.compress(content) if whole else content, count, size)
     except ValueError:
         return
     assert len(indices) == count and (np.diff(indices, prepend=-1) > 0).all() and (indices < size).all()
+
+
+@pytest.mark.parametrize("density, share", [
+    (0.005, 0.2), (0.01, 0.15), (0.02, 0.25), (0.05, 0.2), (0.2, 0.15), (0.5, 0.05), (0.9, 1.1), (1, 0.05)])
+def test_positions_are_short(density, share):
+    """Beyond the entropy, at most `share` percent of the float32 weights and the entropy."""
+    mask = np.random.default_rng(0).random(500_000) < density
+    density = mask.mean()
+    entropy = mask.size / 8 * -sum(p * math.log2(p) for p in (density, 1 - density) if p)
+    assert len(encode_positions(mask)) - entropy <= share / 100 * (4 * mask.sum() + entropy)
 
 
 def test_int8_by_hand():
@@ -157,7 +194,18 @@ def test_round_trip_to_the_bit(pruned, rest, seed):
     header, after = unpack(content)
     assert same(arrays, after) and content == pack(after, "float32", ABOUT)
     assert header.nonzero == sum(int(a.sum()) for name, a in arrays.items() if name.endswith("_mask"))
-    assert header.model_dump().items() >= {**ABOUT, "input_shape": [1, 28, 28]}.items()
+    assert header.about.model_dump() == ABOUT
+
+
+def test_what_another_task_says_of_its_network():
+    """Any JSON values come back; what is none is refused, written and read."""
+    about = {**ABOUT, "task": "detection", "anchors": [[10, 13.5], [16, 30]], "strides": {"p3": 8, "p4": None}, "mosaic": True}
+    assert unpack(pack(small(), "float32", about))[0].about.model_dump() == about
+    for value in (float("nan"), [float("inf")]):
+        with pytest.raises(ValueError, match="JSON"):
+            pack(small(), "float32", {**about, "anchors": value})
+    zeros = {**about, "note": NO_DIGEST}  # like the place of the checksum
+    assert unpack(pack(small(), "float32", zeros))[0].about.note == NO_DIGEST
 
 
 @pytest.mark.parametrize("spread", ["even", "uneven", "one layer"])
@@ -195,14 +243,23 @@ def test_size_at_98_percent(spread):
 class FirstWeight:
     """A task whose figure is the sum of one layer's weights."""
 
+    config = Config(model=ModelConfig(name="cifar_resnet8"))
+    classes, input_shape = 10, (1, 28, 28)
+
     def evaluate(self, network):
         return {"top1": float(network.linear.weight.asnumpy().astype(np.float64).sum())}
+
+
+def packed(path, network, found, value_type=None):
+    """Export a network; the report."""
+    return export(network, found, FirstWeight(), "PACKED", path, trained={"step": 48, "seconds": 1.25},
+                  value_type=value_type)
 
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory):
     path = tmp_path_factory.mktemp("packed") / "net.packed"
-    write_packed(path, build()[0], about=ABOUT)
+    packed(path, *build())
     return path
 
 
@@ -228,7 +285,7 @@ def test_a_packed_file_is_a_start(file):
 @pytest.mark.parametrize("packed_without, loaded_without, words", [
     (["conv1"], [], "pruning.exclude"), ([], ["conv1"], "not used: conv1.weight_mask")])
 def test_other_exclusions(tmp_path, packed_without, loaded_without, words):
-    write_packed(tmp_path / "x.packed", build(exclude=packed_without)[0], about=ABOUT)
+    packed(tmp_path / "x.packed", *build(exclude=packed_without))
     with pytest.raises(UserError, match=words):
         load_network(tmp_path / "x.packed", *build(exclude=loaded_without))
 
@@ -237,8 +294,9 @@ def test_other_exclusions(tmp_path, packed_without, loaded_without, words):
 def test_report(tmp_path, value_type):
     network, found = build()
     before = values(network)
-    report = export_packed(network, found, FirstWeight(), tmp_path / "a" / "net", value_type, ABOUT)
-    assert same(before, values(network))
+    report = packed(tmp_path / "a" / "net", network, found, value_type)
+    assert same(before, values(network)) and read_header(report["file"]).about.model_dump() == ABOUT
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["net.packed"]
     assert report["file"] == str(tmp_path / "a" / "net.packed") and report["bytes"] == len(
         (tmp_path / "a" / "net.packed").read_bytes())
     after = read_weights(report["file"])
@@ -281,12 +339,12 @@ def test_what_cannot_be_packed(tmp_path):
     layer = found.layers[0]
     set_topology(layer, layer.weight.asnumpy() * np.float32(1e6), layer.mask.asnumpy())
     with pytest.raises(UserError, match=f"as float16: {layer.weight.name} has weights that are too large"):
-        write_packed(tmp_path / "x.packed", network, "float16", ABOUT)
+        packed(tmp_path / "x.packed", network, found, "float16")
     set_topology(layer, np.full(layer.weight.shape, np.inf, np.float32), layer.mask.asnumpy())
     with pytest.raises(UserError, match=f"{layer.weight.name} is not finite"):
-        write_packed(tmp_path / "x.packed", network, "float32", ABOUT)
-    with pytest.raises(UserError, match="could not be written"):
-        write_packed("/proc/nowhere/x.packed", build()[0], "float32", ABOUT)
+        packed(tmp_path / "x.packed", network, found)
+    with pytest.raises(UserError, match="^--file_name: /proc/nowhere/x.packed could not be written: No such file or directory$"):
+        packed("/proc/nowhere/x.packed", *build())
     assert not list(tmp_path.iterdir())
 
 
@@ -298,7 +356,7 @@ def test_what_was_written_wrong_is_not_kept(tmp_path, monkeypatch, value_type):
     (tmp_path / "x.packed").write_text("before")
     monkeypatch.setattr(deploy_packed, "pack", tampering)
     with pytest.raises(UserError, match="linear.weight is not what was written"):
-        write_packed(tmp_path / "x.packed", build()[0], value_type, ABOUT)
+        packed(tmp_path / "x.packed", *build(), value_type)
     assert [path.name for path in tmp_path.iterdir()] == ["x.packed"]
     assert (tmp_path / "x.packed").read_text() == "before"
 
@@ -406,7 +464,7 @@ def put(part, value, *keys):
 
 
 def deflated(content):
-    return np.frombuffer(zlib.compress(content, 9), np.uint8)
+    return np.frombuffer(deflate(content), np.uint8)
 
 
 def test_forgery_that_changes_nothing_is_accepted():
@@ -415,15 +473,24 @@ def test_forgery_that_changes_nothing_is_accepted():
 
 
 @pytest.mark.parametrize("change, words", [
-    (put("header", 2, "version"), "version 2 of the format, this program reads version 1"),
-    (put("header", "1", "version"), "header is malformed"),
+    (put("header", 1, "version"), "version 1 of the format, this program reads version 2"),
+    (put("header", "2", "version"), "header is malformed"),
     (put("header", "float8", "value_type"), "header is malformed"),
     (put("header", "float16", "value_type"), r"does not hold .*values \(F16\)"),
-    (put("header", 5, "nonzero"), "header counts 5 of 28"),
-    (put("header", 29, "prunable"), "header counts 4 of 29"),
+    (put("header", 5, "nonzero"), "its values are 4, not the 5 of its header"),
+    (put("header", -1, "nonzero"), "its values are 4, not the -1"),
+    (put("header", 10 ** 30, "nonzero"), "its values are 4, not the 1000"),
+    (put("header", 29, "prunable"), "header counts 29 prunable weights, its table 28"),
+    (put("header", 10 ** 30, "prunable"), "header counts 1000"),
     (put("header", 1, "more"), "header is malformed"),
     (put("header", "x", "sha256"), "checksum is wrong"),
-    (put("header", float("nan"), "seconds"), "header is malformed"),
+    (put("header", float("nan"), "about", "seconds"), "header is malformed"),
+    (put("header", "1", "about", "step"), "header is malformed"),
+    (put("header", None, "about", "model"), "header is malformed"),
+    ({"header": lambda said: said["about"].pop("task")}, "header is malformed"),
+    (put("header", float("inf"), "about", "more"), "header is malformed"),
+    (put("header", [[float("nan")]], "about", "more"), "header is malformed"),
+    (put("header", [], "about"), "header is malformed"),
     (put("table", [2, 3, 3], 0, "shape"), "header counts"),
     (put("table", [3, 2, 4], 0, "shape"), None),  # as many weights: only the network can tell
     (put("table", [2, -3, -4], 0, "shape"), "shape that no parameter has"),
@@ -432,12 +499,7 @@ def test_forgery_that_changes_nothing_is_accepted():
     (put("table", [2 ** 30, 2 ** 30], 1, "shape"), "more than the 1073741824"),
     (put("table", [10 ** 30], 1, "shape"), "shape that no parameter has"),
     (put("table", [2.0, 2], 1, "shape"), "table is malformed"),
-    (put("table", 3, 0, "nonzero"), "its values are 4, not the 3"),
-    (put("table", -1, 1, "nonzero"), "table is malformed"),
-    (put("table", 3, 0, "rice"), "does not hold"),
-    (put("table", 10 ** 9, 0, "rice"), "does not hold"),
-    (put("table", 10 ** 25, 1, "rice"), "does not hold"),
-    (put("table", 1, 0, "bytes"), "its positions are"),
+    (put("table", 3, 0, "nonzero"), "table is malformed"),
     (put("table", "a", 1, "name"), "names a parameter twice"),
     (put("table", "a_mask", 2, "name"), "names a parameter twice"),
     (put("table", "object", 2, "dtype"), "table is malformed"),
@@ -449,8 +511,15 @@ def test_forgery_that_changes_nothing_is_accepted():
     (put("tensors", np.float32("inf"), "values", 1), "a is not finite"),
     (put("tensors", 255, "rest", 3), "scale is not finite"),  # of the number 1, bits 24 to 31
     (put("tensors", 2, "rest", -1), "neither true nor false"),
-    (put("tensors", 0, "positions", -1), "does not hold"),
-    (put("tensors", 255, "positions", 0), "does not hold|too early or too late|beyond"),
+    (put("tensors", 1, "positions", -1), "list of positions is damaged"),
+    (put("tensors", np.zeros(9, np.uint8), "positions"), "list of positions is damaged"),
+    (put("tensors", np.zeros(0, np.uint8), "positions"), "list of positions is truncated, or longer than 4 bytes"),
+    (put("tensors", deflated(bytes([2, 5, 0, 10, 0])), "positions"), "positions is truncated, or longer than 4 bytes"),
+    (put("tensors", deflated(bytes([2, 5, 0])), "positions"), "its positions are not those of 4 weights"),
+    (put("tensors", deflated(bytes([2, 5, 0, 255])), "positions"), "its positions are not those of 4 weights"),
+    (put("tensors", deflated(bytes([2, 5, 0, 18])), "positions"), "a position beyond its 28 prunable weights"),
+    (put("tensors", deflated(bytes([2, 5, 0, 17])), "positions"), None),  # where the mask of b is 0: as good a network
+    (put("tensors", deflated(bytes(10 ** 8)), "positions"), "positions is truncated, or longer than 4 bytes"),
     (put("tensors", np.zeros((2, 2), np.float32), "values"), "does not hold"),
     (put("tensors", np.zeros(4, np.float64), "values"), "does not hold"),
     (put("tensors", np.zeros(5, np.float32), "values"), "its values are 5, not the 4"),

@@ -1,0 +1,33 @@
+"""MindSpore's own files: MINDIR, and AIR for Ascend."""
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import mindspore as ms
+from mindspore import nn
+
+from rpg_ms.deploy.exporter import plain_name
+from rpg_ms.deploy.job import Job
+from rpg_ms.deploy.verify import Loaded
+
+
+def write(job: Job, path: Path) -> None:
+    """Write MINDIR or AIR.
+
+    Raises:
+        RuntimeError, ValueError, TypeError: what MindSpore raises for what it cannot export.
+    """
+    example = ms.Tensor(job.example)
+    if job.options.dynamic_batch:
+        example = ms.Tensor(shape=[None, *example.shape[1:]], dtype=example.dtype)
+    with plain_name(path) as name:
+        ms.export(job.deployed(), example, file_name=name, file_format=job.file_format)
+    os.chmod(path, 0o644)  # MindSpore makes it read-only, and it is to be flushed to disk
+
+
+def load(job: Job, path: Path) -> Loaded:
+    """Load a MINDIR file."""
+    cell = nn.GraphCell(ms.load(str(path)))
+    weights = {parameter.name: parameter.asnumpy() for parameter in cell.get_parameters()}
+    return Loaded(weights, lambda inputs: cell(ms.Tensor(inputs)).asnumpy())

@@ -1,0 +1,79 @@
+"""ONNX, written by MindSpore and loaded back in onnxruntime."""
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import mindspore as ms
+
+from rpg_ms.deploy.exporter import plain_name, reason
+from rpg_ms.deploy.job import Job
+from rpg_ms.deploy.onnx_operators import exportable, restore_operators
+from rpg_ms.deploy.verify import Loaded
+from rpg_ms.errors import UserError
+
+LARGEST = 2 ** 31  # bytes of a protobuf file
+
+
+def write(job: Job, path: Path) -> None:
+    """Write ONNX, with the input "images" and the output "outputs".
+
+    Raises:
+        UserError: the network is too large for the format, or has an operator that MindSpore cannot export or
+            onnxruntime does not take.
+    """
+    import onnx
+
+    size = sum(parameter.nbytes for parameter in job.network.trainable_params())
+    if size > LARGEST:
+        raise UserError("--file_format: ONNX holds at most 2 GiB in one file; the network's weights take "
+                        f"{size / 2 ** 30:.1f} GiB")
+    axes = {"images": {0: "batch"}} if job.options.dynamic_batch else None
+    try:
+        with exportable(job.network), plain_name(path) as name:
+            ms.onnx.export(job.deployed(), ms.Tensor(job.example), file_name=name, input_names=["images"],
+                           output_names=["outputs"], dynamic_axes=axes)
+    except RuntimeError as error:
+        operator = re.search(r"(\w+) operator ", str(error))
+        if operator is None:
+            raise
+        raise UserError(f"--file_format: {job.task.config.model.name} cannot be exported to ONNX: MindSpore {ms.__version__} "
+                        f"cannot export its operator {operator[1]}; MINDIR takes it") from None
+    written = onnx.load(str(path))
+    with _as_refusal():
+        restore_operators(written)
+        if job.options.dynamic_batch:  # MindSpore names the input's axis only
+            written.graph.output[0].type.tensor_type.shape.dim[0].dim_param = "batch"
+        onnx.checker.check_model(written)
+    onnx.save(written, str(path))
+
+
+def load(job: Job, path: Path) -> Loaded:
+    """Load an ONNX file in onnxruntime.
+
+    Raises:
+        UserError: onnxruntime does not take it.
+    """
+    import onnx
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # what goes wrong is raised as well
+    with _as_refusal():
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    initializers = onnx.load(str(path)).graph.initializer
+    weights = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in initializers}
+    return Loaded(weights, lambda inputs: session.run(None, {"images": inputs})[0])
+
+
+@contextmanager
+def _as_refusal() -> Iterator[None]:
+    """What onnx and onnxruntime raise, which have exceptions of their own, as a UserError: MindSpore's file is no good.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise UserError(f"--file_format: the network cannot be exported to ONNX: {reason(error)}; "
+                        "MINDIR takes it") from None

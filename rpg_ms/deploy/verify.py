@@ -1,0 +1,175 @@
+"""What was written is compared with the network that it was written from."""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Optional
+
+import mindspore as ms
+import numpy as np
+from mindspore import nn, ops
+
+from rpg_ms.deploy.exporter import reason
+from rpg_ms.errors import UserError
+from rpg_ms.weights.packed import MASK
+
+if TYPE_CHECKING:
+    from rpg_ms.cells import MaskedLayer
+    from rpg_ms.deploy.job import Job
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a file was found to hold.
+
+    Args:
+        weights: `{name: array}`; of a file that computes, it may lack those that inference does not use.
+        run: what the file computes, from array to array; None if it only holds parameters.
+    """
+
+    weights: Mapping[str, np.ndarray]
+    run: Optional[Callable[[np.ndarray], np.ndarray]] = None
+
+
+def verify(job: Job, loaded: Loaded, used: Iterable[MaskedLayer]) -> dict[str, Any]:
+    """Compare a file with the network.
+
+    Args:
+        job: what was asked for.
+        loaded: what was written.
+        used: the pruned layers that inference uses: MindSpore may leave out the weights of others.
+
+    Returns:
+        What the comparison tells. Of a file that computes it is `max_abs_difference`, the largest difference between
+        its outputs and the network's. Of one that holds parameters it is `value_type` and, unless that is float32, what the
+        rounding costs: `max_weight_difference`, the task's figures with the rounded weights, such as `top1`, and with
+        the network's own, such as `checkpoint_top1`.
+
+    Raises:
+        UserError: they differ.
+    """
+    if job.row.computes:
+        difference = _compare_outputs(job, loaded)
+        _compare_weights(loaded, used, job.path)
+        return {"max_abs_difference": difference}
+    value_type = job.options.value_type or "float32"
+    before = parameters(job.network)
+    _compare_parameters(before, loaded.weights, value_type, job.path)
+    return {"value_type": value_type, **(_rounding(job, before, loaded.weights) if value_type != "float32" else {})}
+
+
+# ----------------------------------------------------------------------------------------------------
+# Files that compute
+# ----------------------------------------------------------------------------------------------------
+
+
+def _compare_outputs(job: Job, loaded: Loaded) -> float:
+    """The largest difference between the file's outputs and the network's on test inputs.
+
+    Raises:
+        UserError: the file does not run, or the difference is more than the format's tolerance, or changes a decision.
+    """
+    run, task, row, path = loaded.run, job.task, job.row, job.path
+    difference = largest = 0.0
+    count = other_decisions = 0
+    for inputs, outputs in _cases(job):
+        expected = task.expected_outputs(outputs, job.options.softmax)
+        try:
+            found = run(inputs)
+        except Exception as error:  # onnxruntime has a class of its own for every status
+            if len(inputs) == job.options.batch_size:
+                raise UserError(f"{path}: does not run: {reason(error)}") from None
+            raise UserError(f"--dynamic_batch: the network computes with its batch size, so as {job.file_format} "
+                            "it runs with no other; choose one with --batch_size") from None
+        if found.shape != expected.shape:
+            raise UserError(f"{path}: returns {found.shape} where the network returns {expected.shape}")
+        difference = max(difference, float(np.abs(found - expected).max()))
+        largest = max(largest, float(np.abs(expected).max()))
+        count += len(inputs)
+        other_decisions += int(np.count_nonzero(task.decisions(found) != task.decisions(outputs)))
+    tolerance = row.absolute_tolerance + row.relative_tolerance * largest
+    if not difference <= tolerance:
+        raise UserError(f"{path}: its outputs differ from the network's by {difference:.3g}, more than {tolerance:.3g}")
+    if other_decisions:
+        raise UserError(f"{path}: its {task.decision} is not the network's for {other_decisions} of {count} images")
+    return difference
+
+
+def _cases(job: Job) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Batches of the file's inputs, and the network's outputs for them; of two sizes if the file takes any."""
+    batch_size, count = job.options.batch_size, len(job.network_inputs)
+    batches = [slice(start, start + batch_size) for start in range(0, count, batch_size)]
+    if job.options.dynamic_batch:
+        batches.append(slice(batch_size - 1 or 2))
+    for batch in batches:
+        yield job.file_inputs[batch], job.network(ms.Tensor(job.network_inputs[batch])).asnumpy()
+
+
+def _compare_weights(loaded: Loaded, layers: Iterable[MaskedLayer], path: Path) -> None:
+    """Raise a UserError unless the file has the layers' weights to the bit, zeros where their masks are."""
+    for layer in layers:
+        if layer.weight.name not in loaded.weights:
+            raise UserError(f"{path}: does not hold {layer.weight.name}")
+        weight = loaded.weights[layer.weight.name]
+        if not np.array_equal(weight, layer.weight.asnumpy()):
+            raise UserError(f"{path}: {layer.weight.name} is not the checkpoint's")
+        if weight[~layer.mask.asnumpy()].any():
+            raise UserError(f"{path}: {layer.weight.name} is not zero where its mask is")
+
+
+# ----------------------------------------------------------------------------------------------------
+# Files that hold parameters
+# ----------------------------------------------------------------------------------------------------
+
+
+def parameters(network: nn.Cell) -> dict[str, np.ndarray]:
+    """All parameters of a network, masks included, as copies."""
+    return {parameter.name: parameter.asnumpy().copy() for parameter in network.get_parameters()}
+
+
+def _compare_parameters(before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray], value_type: str,
+                       path: Path) -> None:
+    """Raise a UserError unless two sets of parameters are the same to the bit, and rounded weights as near as can be.
+
+    Args:
+        before, after: `{name: array}` with masks: the network's, and what was read back.
+        value_type: what the weights with masks were rounded to.
+        path: the file, for the message.
+    """
+    differing = sorted(before.keys() ^ after.keys())
+    for name in before.keys() & after.keys():
+        one, other = before[name], after[name]
+        if one.shape != other.shape or one.dtype != other.dtype:
+            differing.append(name)
+            continue
+        if name + MASK in before:
+            one = np.where(before[name + MASK], one, one.dtype.type(0))  # a zero outside may be a negative one
+            if value_type == "float16":
+                one = one.astype(np.float16).astype(other.dtype)
+            if value_type == "int8":  # half a step; a step is at most 1/63 of a channel's largest weight
+                limit = np.abs(one.astype(np.float32)).reshape(len(one), -1).max(1) / 126 + 2.0 ** -126
+                error = np.abs(one.astype(np.float32) - other).reshape(len(one), -1).max(1)
+                one = other if (error <= limit).all() else one
+        if one.tobytes() != other.tobytes():
+            differing.append(name)
+    if differing:
+        raise UserError(f"{path}: {differing[0]} is not what was written")
+
+
+def _rounding(job: Job, before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """What rounding the weights from `before` to `after` costs; the network is left as it was."""
+    figures = {f"checkpoint_{name}": figure for name, figure in job.task.evaluate(job.network).items()}
+    _assign(job.network, after)
+    try:
+        rounded = job.task.evaluate(job.network)
+    finally:
+        _assign(job.network, before)
+    names = [layer.weight.name for layer in job.found.layers]
+    difference = max(float(np.abs(after[name] - before[name]).max()) for name in names)
+    return {"max_weight_difference": difference, **rounded, **figures}
+
+
+def _assign(network: nn.Cell, arrays: Mapping[str, np.ndarray]) -> None:
+    for parameter in network.get_parameters():
+        ops.assign(parameter, ms.Tensor(arrays[parameter.name], parameter.dtype))
