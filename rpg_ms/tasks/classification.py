@@ -97,15 +97,15 @@ class Classification:
         return {"top1": 100 * correct / len(self.dataset.test)}
 
     def compile_evaluation(self, network):
-        """The cell that evaluates a network, compiled in graph mode; leaves the network in inference mode.
+        """The cell that evaluates a network, compiled and tried on zeros in graph mode; leaves the network in inference mode.
 
         Raises:
-            UserError: the network does not compile.
+            UserError: the network does not compile, or run so.
         """
         if self._count is None or self._count.network is not network:  # one cell for all evaluations: compiled once
             count, size = _CountCorrect(network).set_train(False), self._test_batch_size()
             zeros = np.zeros((size, *self.input_shape), np.float32), np.zeros(size, np.int32)
-            compile_graph(count, zeros, network, self.config.model.name, "inference")
+            compile_graph(count, zeros, network, self.config.model.name, "inference", run=True)
             self._count = count
         return self._count.set_train(False)
 

@@ -188,9 +188,9 @@ def build_train_step(config, task, network, layers, device, ranks):
 
 
 def compile_step(config, task, network, step):
-    """Compile in graph mode, without running them, the training step and the evaluation; the network then trains on.
+    """Compile in graph mode the training step, without running it, and the evaluation; the network is left to train.
 
-    It is the graph that trains between topology updates; those at updates are pieces of it.
+    It is the step between topology updates; the graphs at updates are pieces of it.
 
     Raises:
         UserError: the network does not compile.
