@@ -18,7 +18,7 @@ from rpg_ms.config import OneLineParser, add_shared_arguments, load_config  # no
 from rpg_ms.errors import UserError, front_door  # noqa: E402
 
 WARM_UP = 3  # batches: compiling, starting workers
-ENDLESS = 10**5  # steps; MindSpore lists them all beforehand, so not more
+ENDLESS = 10**5  # steps
 
 
 def main():

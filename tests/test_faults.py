@@ -3,10 +3,12 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import mindspore as ms
 import numpy as np
 
+import image_files
 from conftest import PROJECT
 from doors import TINY, door, last_json, refused
 
@@ -63,3 +65,82 @@ def test_output_folder_whose_name_is_too_long(tmp_path):
     (tmp_path / "tiny.yaml").write_text(TINY)
     result = door("train.py", "--config", "tiny.yaml", "--output_dir", "a" * 300, cwd=tmp_path)
     refused(result, "output_dir", "too long")
+
+
+FOLDERS = """
+model: {name: cifar_resnet8}
+data: {name: imagenet, root: data, image_size: 16}
+train: {epochs: 1000, batch_size: 6, log_every: 1}
+pruning: {method: dense}
+checkpoint: {every_steps: 1}
+device_target: CPU
+"""
+
+
+def begun(folder, *arguments, config=TINY):
+    """train.py under way: it has logged some lines."""
+    (folder / "tiny.yaml").write_text(config)
+    process = subprocess.Popen([sys.executable, str(PROJECT / "train.py"), "--config", "tiny.yaml", "--output_dir", "out",
+                                *arguments], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               universal_newlines=True)
+    metrics, deadline = folder / "out/metrics.jsonl", time.monotonic() + 200
+    while not metrics.exists() or metrics.read_bytes().count(b"\n") < 4:
+        assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()[-2000:]
+        time.sleep(0.05)
+    return process
+
+
+def refused_process(process, *words):
+    err = process.communicate(timeout=100)[1]
+    refused(subprocess.CompletedProcess(process.args, process.returncode, "", err), *words, status=1)
+
+
+def test_a_dead_worker_of_the_loader(tmp_path):
+    process = begun(tmp_path, "--set", "data.workers=2", "train.epochs=1000", "checkpoint.every_steps=4")
+    with open(f"/proc/{process.pid}/task/{process.pid}/children") as children:
+        os.kill(int(children.read().split()[0]), 9)
+    refused_process(process, "data.workers: worker", "SIGKILL", "had come to step", "last good checkpoint is out/last.ckpt",
+                    "--resume out goes on")
+
+
+def test_a_stdout_that_goes_away(tmp_path):
+    process = begun(tmp_path, "--set", "checkpoint.every_steps=4")
+    process.stdout.close()
+    process.stdout = None
+    refused_process(process, "standard output cannot be written: Broken pipe", "last good checkpoint is out/last.ckpt",
+                    "--resume out goes on")
+
+
+def test_a_stdout_that_is_full():
+    """What waits in the buffer until the end is written there as well, and said to be lost."""
+    with open("/dev/full", "w") as full:
+        result = subprocess.run([sys.executable, str(PROJECT / "eval.py"), "--help"], stdout=full, stderr=subprocess.PIPE,
+                                universal_newlines=True)
+    refused(result, "eval.py: error: standard output cannot be written: No space left on device", status=1)
+
+
+def test_a_damaged_image_is_met_midway(tmp_path):
+    """The run goes on from its checkpoint when the image is mended."""
+    image_files.class_folders(tmp_path / "data")
+    file = tmp_path / "data/train/n02/n02_3.JPEG"
+    whole = file.read_bytes()
+    process = begun(tmp_path, config=FOLDERS)
+    file.write_bytes(whole[:100])
+    refused_process(process, "n02_3.JPEG: not a readable image", "had come to step", "last good checkpoint is out/last.ckpt",
+                    "--resume out goes on")
+    file.write_bytes(whole)
+    process = begun(tmp_path, "--resume", "out", config=FOLDERS)
+    process.terminate()
+    assert "stopped by SIGTERM" in process.communicate(timeout=100)[1]
+
+
+def test_more_steps_than_can_be(tmp_path):
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    result = door("train.py", "--config", "tiny.yaml", "--set", "train.epochs=2147483647", cwd=tmp_path)
+    refused(result, "train.epochs: 2147483647 epochs of 16 steps are 34359738352 steps, more than 10000000")
+
+
+def test_a_sink_larger_than_anything(tmp_path):
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    last_json(door("train.py", "--config", "tiny.yaml", "--set", "train.sink_size=2147483647", "train.log_every=2147483647",
+                   "train.epochs=1", "pruning.method=dense", "rank.lambda=0", cwd=tmp_path))

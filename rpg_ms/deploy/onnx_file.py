@@ -8,11 +8,12 @@ from pathlib import Path
 
 import mindspore as ms
 
-from rpg_ms.deploy.exporter import plain_name, reason
+from rpg_ms.deploy.exporter import plain_name
 from rpg_ms.deploy.job import Job
 from rpg_ms.deploy.onnx_operators import exportable, restore_operators
 from rpg_ms.deploy.verify import Loaded
 from rpg_ms.errors import UserError
+from rpg_ms.models.compiling import reason
 
 LARGEST = 2 ** 31  # bytes of a protobuf file
 

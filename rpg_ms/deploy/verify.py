@@ -10,8 +10,8 @@ import mindspore as ms
 import numpy as np
 from mindspore import nn, ops
 
-from rpg_ms.deploy.exporter import reason
 from rpg_ms.errors import UserError
+from rpg_ms.models.compiling import reason
 from rpg_ms.weights.packed import MASK
 
 if TYPE_CHECKING:

@@ -20,8 +20,8 @@ NOT_THE_USERS = tuple(os.path.dirname(package.__file__) + os.sep for package in 
     os.path.join(tempfile.gettempdir(), "rpg_ms-"),)
 
 
-def compile_graph(cell, arrays, network, name, what):
-    """Compile a Cell for inputs of these shapes and types, without running it; does nothing in PyNative mode.
+def compile_graph(cell, arrays, network, name, what, run=False):
+    """Compile a Cell for inputs of these shapes and types; does nothing in PyNative mode.
 
     MindSpore keeps what it has compiled by the inputs' shapes and types, so that the first call compiles nothing.
 
@@ -31,9 +31,10 @@ def compile_graph(cell, arrays, network, name, what):
         network: the user's network in it.
         name: its name in the configuration.
         what: the cell does, for the message.
+        run: whether to run it as well: what graph mode leaves to Python, such as `asnumpy()`, fails only then.
 
     Raises:
-        UserError: it does not compile; one line, with the compiler's reason and the place in the user's file.
+        UserError: it does not compile, or run; one line, with the compiler's reason and the place in the user's file.
     """
     if ms.get_context("mode") != ms.GRAPH_MODE:
         return
@@ -41,7 +42,10 @@ def compile_graph(cell, arrays, network, name, what):
     # The compiler writes into the current folder what it tried, even where it finds a way in the end.
     with tempfile.TemporaryDirectory(prefix="rpg_ms-") as folder, working_folder(folder), _logged(folder) as log:
         try:
-            cell.compile(*inputs)
+            if run:
+                cell(*inputs).asnumpy()
+            else:
+                cell.compile(*inputs)
         except Exception as error:  # of any kind, about anybody's network
             place = _place(f"{error}\n{log()}", network)
             raise UserError(f"model.name: {name}: graph mode does not compile its {what}: {reason(error)}{place}; "

@@ -134,12 +134,12 @@ class Classification:
         """The cell that evaluates a network, compiled in graph mode; leaves the network in inference mode.
 
         Raises:
-            UserError: the network does not compile.
+            UserError: the network does not compile, or run so.
         """
         if self._count is None or self._count.network is not network:  # one cell for all evaluations: compiled once
             count, size = _CountCorrect(network).set_train(False), self._test_batch_size()
             zeros = np.zeros((size, *self.input_shape), np.float32), np.zeros(size, np.int32)
-            compile_graph(count, zeros, network, self.config.model.name, "inference")
+            compile_graph(count, zeros, network, self.config.model.name, "inference", run=True)
             self._count = count
         return self._count.set_train(False)
 

@@ -175,9 +175,9 @@ def idle_rank_term(config, step):
 
 
 def compile_step(config, task, network, step):
-    """Compile in graph mode, without running them, the training step and the evaluation; the network then trains on.
+    """Compile in graph mode the training step, without running it, and the evaluation; the network is left to train.
 
-    It is the graph that trains between topology updates; those at updates are pieces of it.
+    It is the step between topology updates; the graphs at updates are pieces of it.
 
     Raises:
         UserError: the network does not compile.

@@ -5,7 +5,7 @@ import pytest
 from mindspore import mint, nn, ops
 
 from rpg_ms.cells import MaskedConv2d, MaskedDense, sparsify
-from rpg_ms.cells.masked import set_topology
+from rpg_ms.cells.masked import NothingMatches, set_topology
 
 
 class Mixed(nn.Cell):
@@ -96,6 +96,32 @@ def test_frozen_layers_stay_as_they_are(mixed):
     found = sparsify(mixed)
     assert "stem" not in [layer.name for layer in found.layers]
     assert "frozen" in next(skip.reason for skip in found.skipped if skip.name == "stem.weight")
+
+
+def test_a_network_with_nothing_to_prune_says_why():
+    net = nn.SequentialCell([nn.Conv2d(1, 2, 3), nn.Dense(2, 3), nn.Dense(3, 3)])
+    net[0].weight.requires_grad = net[2].weight.requires_grad = False
+    with pytest.raises(NothingMatches, match="to prune: 2 frozen .requires_grad is False., 1 excluded by '1'$"):
+        sparsify(net, exclude=["1"])
+    net[1].weight.requires_grad = False
+    with pytest.raises(ValueError, match="to prune: 3 frozen .requires_grad is False.$") as error:
+        sparsify(net)
+    assert not isinstance(error.value, NothingMatches)
+
+
+@pytest.mark.parametrize("own, what", [
+    (lambda cell: ms.Parameter(ops.ones_like(cell.weight), name="weight_mask"), "Float32 of shape .4, 4."),
+    (lambda cell: ms.Parameter(ms.Tensor(np.ones(4, np.bool_)), name="weight_mask"), "Bool of shape .4,."),
+    (lambda cell: "none", "a str")])
+def test_a_weight_mask_that_is_none_of_ours_is_refused(own, what):
+    class OwnMask(nn.Dense):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            self.weight_mask = own(self)
+
+    net = nn.SequentialCell([nn.Dense(4, 4), OwnMask(4, 4)])
+    with pytest.raises(ValueError, match=f"^1.weight_mask is {what}, not a mask .* call it otherwise$"):
+        sparsify(net)
 
 
 def test_shared_weight_has_one_mask():

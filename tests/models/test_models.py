@@ -183,3 +183,58 @@ def test_mistakes_in_a_users_own_network(own, name, message):
     with pytest.raises(UserError, match=message) as error:
         create_model(name, 7, 1)
     assert str(error.value).startswith("model.name: ") and "\n" not in str(error.value)
+
+
+HIDDEN = """
+import numpy as np
+import mindspore as ms
+from mindspore import nn
+
+def dense():
+    return nn.Dense(3, 3)
+
+class Net(nn.Cell):
+    def __init__(self, held):
+        super().__init__()
+        self.fc = dense()
+        self.held = held(self)
+
+def in_list(): return nn.SequentialCell([Net(lambda net: [nn.ReLU(), dense()])])
+def in_tuple(): return Net(lambda net: (nn.SequentialCell([dense()]),))
+def in_dict(): return Net(lambda net: {"a": [dense()]})
+def parameters(): return Net(lambda net: [ms.Parameter(np.ones(3, np.float32), name="x")])
+def named_twice(): return Net(lambda net: [net.fc, nn.ReLU()])
+def cell_list(): return Net(lambda net: nn.CellList([dense()]))
+def counter(): return Net(lambda net: ms.Parameter(np.zeros((2, 3), np.int32), name="counter"))
+def flags(): return Net(lambda net: ms.Parameter(np.zeros(3, np.bool_), name="flags"))
+"""
+
+
+@pytest.fixture
+def hidden(tmp_path, monkeypatch):
+    (tmp_path / "my_hidden_net.py").write_text(HIDDEN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "my_hidden_net", raising=False)
+
+
+@pytest.mark.parametrize("name, message", [
+    ("in_list", "0.held is a plain list with a Dense in it, .*; make it a mindspore.nn.CellList$"),
+    ("in_tuple", "held is a plain tuple with a SequentialCell in it, .*; make it a mindspore.nn.CellList$"),
+    ("in_dict", "held is a plain dict with a Dense in it, .*; make it a mindspore.nn.CellDict$"),
+    ("parameters", "held is a plain list with a Parameter in it, .*; make it a mindspore.ParameterTuple$")])
+def test_layers_that_mindspore_does_not_find_are_refused(hidden, name, message):
+    with pytest.raises(UserError, match=f"^model.name: my_hidden_net:{name}: {message}"):
+        create_model(f"my_hidden_net:{name}", 10, 3)
+
+
+def test_lists_of_what_mindspore_finds_are_taken(hidden):
+    assert len(create_model("my_hidden_net:named_twice", 10, 3).trainable_params()) == 2
+    assert len(create_model("my_hidden_net:cell_list", 10, 3).trainable_params()) == 4
+
+
+@pytest.mark.parametrize("name", ["counter", "flags"])
+def test_parameters_that_have_no_gradient_are_not_trained(hidden, name):
+    network = create_model(f"my_hidden_net:{name}", 10, 3)
+    assert [p.name for p in network.trainable_params()] == ["fc.weight", "fc.bias"]
+    assert len(list(network.get_parameters())) == 3
