@@ -2,6 +2,8 @@
 import json
 import re
 import runpy
+import subprocess
+import sys
 from collections import Counter
 from functools import lru_cache
 
@@ -22,8 +24,8 @@ updated = SCRIPT["updated"]
 TEXTS = {name: (PROJECT / name).read_text(encoding="utf-8") for name in SCRIPT["FILES"]}
 ENGLISH, CHINESE = TEXTS["README.md"], TEXTS["README_CN.md"]
 
-# Every command that the texts show, and the test that runs it or one that differs in its values alone; those "by hand" were
-# run by a person, as a new user would. `MSRUN` are those whose command line alone is tested, for want of the devices.
+# Every command that the texts show, by its beginning, and the test that runs it or one that differs in its values
+# alone. Those "by hand" were run as a new user would. MSRUN tests only the command line, for want of the devices.
 MSRUN = "tests/test_distributed.py"
 COMMANDS = {
     "bash scripts/quickstart.sh": "tests/test_scripts.py",
@@ -134,9 +136,8 @@ def test_what_is_named_is_there(name):
     for link in re.findall(r"\]\((?!https?:)([^)]*)\)", text):
         path, _, heading = link.partition("#")
         assert (folder / path).is_file(), link
-        titles = [title.lower().replace(" ", "-") for title in re.findall(r"(?m)^#+ (.*)$", (folder / path).read_text())
-                  ] if heading else [heading]
-        assert heading in titles, link
+        titles = re.findall(r"(?m)^#+ (.*)$", (folder / path).read_text(encoding="utf-8"))
+        assert heading in ["", *(title.lower().replace(" ", "-") for title in titles)], link
     for file in re.findall(r"(?:scripts|config|rpg_ms|tests)/[\w/]+\.(?:py|sh|yaml)", text):
         assert (PROJECT / file).is_file(), file
 
@@ -156,6 +157,15 @@ def test_keys_and_configurations_of_commands_are_there(name):
         assert set(re.findall(r"\b[a-z]+\.[a-z_]+(?==)", line)) <= keys, line
         for recipe in re.findall(r"--config (\w+)(?= )", line):
             assert (PROJECT / f"config/{recipe}.yaml").is_file(), line
+
+
+@pytest.mark.parametrize("command", ["train", "eval", "export", "convert", "report", "compare", "recipes"])
+def test_options_of_commands_are_there(command):
+    shown = [line for name in TEXTS for line in commands(TEXTS[name]) if line.startswith(f"rpg-ms {command}")]
+    described = subprocess.run([sys.executable, "-m", "rpg_ms", command, "--help"], cwd=PROJECT, check=True,
+                               stdout=subprocess.PIPE, universal_newlines=True).stdout
+    assert shown and {option for line in shown for option in re.findall(r"(?<= )--\w+", line)} <= set(
+        re.findall(r"--\w+", described))
 
 
 @pytest.mark.parametrize("file", sorted((PROJECT / "config").glob("*.yaml")), ids=lambda file: file.stem)

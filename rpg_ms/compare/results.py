@@ -20,20 +20,18 @@ from rpg_ms.compare.cells import percent
 from rpg_ms.errors import UserError
 from rpg_ms.files import atomic_path
 from rpg_ms.json_files import read_json
+from rpg_ms.tasks import TASKS, Figure
 
-FIGURES = ("top1", "rank", "density", "nonzero", "prunable", "steps", "seconds")
-RUN_COLUMNS = ("label", "method", "settings", "target_density", "seed", "status", *FIGURES, "environment", "reason")
-MEAN_COLUMNS = ("label", "method", "settings", "target_density", "seeds", "failed", "top1_mean", "top1_std",
-                "rank_mean", "rank_std", "seconds_mean")
+FIGURES = ("rank", "density", "nonzero", "prunable", "steps", "seconds")  # of every task, after its own
 
 WORDS = {
     "en": {"method": "method", "minutes": "minutes per run", "failed": "failed"},
     "cn": {"method": "方法", "minutes": "每次运行分钟数", "failed": "失败"},
 }
-FIGURES_ARE = ("Top-1 accuracy in % on the {} images by sparsity: mean ± standard deviation (n − 1) of the (number of) "
-               "seeds; bold: a column's best.")
-RANKS_ARE = ("Rank of the weights by sparsity, in % of the full rank: numeric rank of each layer, mean over the layers. "
-             "A sparsity is listed where the rank of every run was recorded.")
+FIGURES_ARE = ("{} in {} on the {} images by sparsity: mean ± standard deviation (n − 1) of the (number of) seeds; "
+               "bold: a column's best.")
+RANKS_ARE = ("Rank of the weights by sparsity, in % of the full rank: numeric rank of each layer, mean over the "
+             "layers. A sparsity is listed where the rank of every run was recorded.")
 
 
 def environment() -> dict:
@@ -81,7 +79,8 @@ def collect(cells, failures, command, config_file, settings):
         summary = cell.summary()
         if summary is not None:
             run["status"] = "finished"
-            run.update({figure: summary[figure] for figure in FIGURES if figure in summary})
+            names = (*(figure.name for figure in TASKS[cell.config.task].figures), *FIGURES)
+            run.update({name: summary[name] for name in names if name in summary})
             run["environment"] = _index(environments, cell.folder / "environment.json")
             dates.append(os.path.getmtime(cell.folder / "summary.json"))
         elif cell.folder in failures:
@@ -89,7 +88,7 @@ def collect(cells, failures, command, config_file, settings):
         else:
             run["status"] = "cut off" if cell.begun else "missing"
         runs.append(run)
-    return {"command": command, "config": config_file, "settings": list(settings),
+    return {"command": command, "config": config_file, "settings": list(settings), "task": cells[0].config.task,
             "evaluated_on": "validation" if cells[0].config.data.validation > 0 else "test",
             "date": time.strftime("%Y-%m-%d", time.gmtime(max(dates, default=None))),
             "environments": environments, "runs": runs}
@@ -114,8 +113,8 @@ def write(document, folder):
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
         for name, text in (("results.json", json.dumps(document, indent=1, ensure_ascii=False) + "\n"),
-                           ("results.csv", csv_text(MEAN_COLUMNS, means(document))),
-                           ("runs.csv", csv_text(RUN_COLUMNS, document["runs"])),
+                           ("results.csv", csv_text(means(document))),
+                           ("runs.csv", csv_text(document["runs"], ("environment", "reason"))),
                            ("results.md", page(document))):
             with atomic_path(Path(folder) / name) as path:
                 path.write_text(text, encoding="utf-8")
@@ -144,27 +143,34 @@ def draw(cells, folder):
     return problems
 
 
+def figure_of(document) -> Figure:
+    """What the tables of a document compare; documents of earlier versions are of classification."""
+    return TASKS[document.get("task", "classification")].figure
+
+
 def means(document) -> list:
-    """A dict for every label and target density: seeds, mean and standard deviation (n − 1) of top-1 and rank, cost."""
-    groups = {}
+    """A dict for every label and target density: seeds, mean and standard deviation (n − 1) of figure and rank, cost."""
+    figure, groups = figure_of(document).name, {}
     for run in document["runs"]:
         groups.setdefault((run["label"], run["target_density"]), []).append(run)
     lines = []
     for (label, density), runs in groups.items():
         seconds = _of_finished(runs, "seconds")
         line = {"label": label, "method": runs[0]["method"], "settings": runs[0]["settings"],
-                "target_density": density, "seeds": len(_of_finished(runs, "top1")), "failed": _failed(runs),
-                "seconds_mean": round(statistics.mean(seconds), 1) if seconds else None}
-        for figure in ("top1", "rank"):
-            values = _of_finished(runs, figure)
-            line[f"{figure}_mean"] = round(statistics.mean(values), 4) if values else None
-            line[f"{figure}_std"] = round(statistics.stdev(values), 4) if len(values) > 1 else None
+                "target_density": density, "seeds": len(_of_finished(runs, figure)), "failed": _failed(runs)}
+        for name in (figure, "rank"):
+            values = _of_finished(runs, name)
+            line[f"{name}_mean"] = round(statistics.mean(values), 4) if values else None
+            line[f"{name}_std"] = round(statistics.stdev(values), 4) if len(values) > 1 else None
+        line["seconds_mean"] = round(statistics.mean(seconds), 1) if seconds else None
         lines.append(line)
     return lines
 
 
-def csv_text(columns, lines) -> str:
-    """Dicts as the lines of a CSV file, settings joined by blanks."""
+def csv_text(lines, last=()) -> str:
+    """Dicts as the lines of a CSV file, settings joined by blanks; columns in the dicts' order, those named `last` last."""
+    columns = [name for name in dict.fromkeys(name for line in lines for name in line) if name not in last]
+    columns += [name for name in last if any(name in line for line in lines)]
     text = io.StringIO()
     file = csv.DictWriter(text, columns, lineterminator="\n")
     file.writeheader()
@@ -183,8 +189,10 @@ def page(document) -> str:
 
 
 def section(document) -> str:
-    """The table of accuracy and, where ranks were recorded, theirs, each with what its figures are."""
-    parts = [table(document, "en"), FIGURES_ARE.format(document["evaluated_on"])]
+    """The table of the task's figure and, where ranks were recorded, theirs, each with what its figures are."""
+    figure = figure_of(document)
+    label = figure.label[:1].upper() + figure.label[1:]
+    parts = [table(document, "en"), FIGURES_ARE.format(label, figure.unit, document["evaluated_on"])]
     ranks = rank_table(document)
     return "\n\n".join(parts + ([ranks, RANKS_ARE] if ranks else []))
 
@@ -198,20 +206,20 @@ def place(found) -> str:
 
 
 def table(document, language: str) -> str:
-    """The Markdown table of accuracy: a row for every label, a column for every sparsity.
+    """The Markdown table of the task's figure: a row for every label, a column for every sparsity.
 
     Args:
         document: as `collect` makes it.
         language: "en" or "cn"; the numbers are the same.
     """
-    words, runs = WORDS[language], document["runs"]
+    words, runs, figure = WORDS[language], document["runs"], figure_of(document).name
     labels, densities, cells = _grid(runs)
-    best = {density: _best([cells[label, density] for label in labels]) for density in densities}
+    best = {density: _best([cells[label, density] for label in labels], figure) for density in densities}
     lines = [[words["method"], *(percent(1 - density) for density in densities), words["minutes"]]]
     for label in labels:
         seconds = _of_finished([run for run in runs if run["label"] == label], "seconds")
-        accuracies = [_cell_text(cells[label, density], best[density], words) for density in densities]
-        lines.append([_escaped(label), *accuracies, f"{statistics.mean(seconds) / 60:.1f}" if seconds else "–"])
+        shown = [_cell_text(cells[label, density], figure, best[density], words) for density in densities]
+        lines.append([_escaped(label), *shown, f"{statistics.mean(seconds) / 60:.1f}" if seconds else "–"])
     return _markdown(lines)
 
 
@@ -249,10 +257,10 @@ def _markdown(lines):
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _best(column):
+def _best(column, figure):
     """The highest mean of a column, as it is shown; None where there is nothing to compare."""
-    shown = [_of_finished(runs, "top1") for runs in column]
-    means = [statistics.mean(top1) for top1 in shown if top1]
+    shown = [_of_finished(runs, figure) for runs in column]
+    means = [statistics.mean(values) for values in shown if values]
     return f"{max(means):.2f}" if len(means) > 1 else None
 
 
@@ -269,11 +277,11 @@ def _mean_text(values):
     return f"{text} ± {statistics.stdev(values):.2f}" if len(values) > 1 else text
 
 
-def _cell_text(runs, best, words):
-    top1, failed = _of_finished(runs, "top1"), _failed(runs)
-    if not top1:
+def _cell_text(runs, figure, best, words):
+    values, failed = _of_finished(runs, figure), _failed(runs)
+    if not values:
         return words["failed"] if failed else "–"
-    text = _mean_text(top1)
+    text = _mean_text(values)
     if text.split()[0] == best:
         text = f"**{text}**"
-    return f"{text} ({len(top1)})" + (f", {failed} {words['failed']}" if failed else "")
+    return f"{text} ({len(values)})" + (f", {failed} {words['failed']}" if failed else "")
