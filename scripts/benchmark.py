@@ -3,7 +3,7 @@
     python scripts/benchmark.py [NAME ...] [--results FOLDER]
 
 Prints a line for every figure; with --results they are kept in FOLDER/results.json (figures that are not
-measured this time stay), and scripts/update_readme.py makes the README's table from results/speed/results.json.
+measured this time stay). scripts/update_docs.py makes the table of docs/performance.md from results/speed/results.json.
 The names, all of them by default:
 
     step      a masked training step, topology updates included, against the dense network's

@@ -1,6 +1,7 @@
 """The results of a comparison as one document, and its forms: JSON, CSV, a Markdown table.
 
-The document is a dict of plain values; README tables are made from the JSON file (scripts/update_readme.py).
+The document is a dict of plain values; the tables of README and docs/ are made from the JSON file
+(scripts/update_docs.py).
 """
 from __future__ import annotations
 
@@ -24,22 +25,13 @@ from rpg_ms.tasks import TASKS, Figure
 FIGURES = ("rank", "density", "nonzero", "prunable", "steps", "seconds")  # of every task, after its own
 
 WORDS = {
-    "en": {"method": "method", "minutes": "minutes per run", "failed": "failed",
-           "test": "test images", "validation": "validation images",
-           "cores": ("core", "cores"), "memory": "GB of memory", "comma": ", ", "semicolon": "; ",
-           "figures": "{figure} in {unit} on the {images} by sparsity: mean ± standard deviation (n − 1) of "
-                      "the (number of) seeds; bold: a column's best.",
-           "ranks": "Rank of the weights by sparsity, in % of the full rank: numeric rank of each layer, mean over "
-                    "the layers.",
-           "made": "Measured on {places}, {date}: `{command}`"},
-    "cn": {"method": "方法", "minutes": "每次运行分钟数", "failed": "失败",
-           "test": "测试图像", "validation": "验证图像",
-           "cores": ("核", "核"), "memory": "GB 内存", "comma": "，", "semicolon": "；",
-           "figures": "各稀疏度下{images}上的 {figure}（{unit}）：不同随机种子的均值 ± 标准差（n − 1），括号内为种子数；"
-                      "粗体：该列最佳。",
-           "ranks": "各稀疏度下权重的秩，以满秩的百分比表示：各层数值秩对所有层取平均。",
-           "made": "测量环境：{places}，{date}：`{command}`"},
+    "en": {"method": "method", "minutes": "minutes per run", "failed": "failed"},
+    "cn": {"method": "方法", "minutes": "每次运行分钟数", "failed": "失败"},
 }
+FIGURES_ARE = ("{} in {} on the {} images by sparsity: mean ± standard deviation (n − 1) of the (number of) seeds; "
+               "bold: a column's best.")
+RANKS_ARE = ("Rank of the weights by sparsity, in % of the full rank: numeric rank of each layer, mean over the "
+             "layers. A sparsity is listed where the rank of every run was recorded.")
 
 
 def environment() -> dict:
@@ -187,60 +179,58 @@ def csv_text(lines, last=()) -> str:
 
 
 def page(document) -> str:
-    """The table with its notes, and the runs that failed, in English."""
-    parts = [f"# Comparison on {document['config']}", section(document, "en")]
+    """The tables with their notes, where, when and by which command they were made, and the runs that failed."""
+    places = "; ".join(map(place, document["environments"])) or "?"
+    parts = [f"# Comparison on {document['config']}", section(document),
+             f"Measured on {places}, {document['date']}: `{document['command']}`"]
     parts += [f"{run['label']} at {percent(1 - run['target_density'])} sparsity, seed {run['seed']}, failed: "
               f"{run['reason']}" for run in document["runs"] if run["status"] == "failed"]
     return "\n\n".join(parts) + "\n"
 
 
-def section(document, language: str) -> str:
-    """The table, that of the ranks if they were measured, what the figures are, and where, when and by which command.
+def section(document) -> str:
+    """The table of the task's figure and, where ranks were recorded, theirs, each with what its figures are."""
+    figure = figure_of(document)
+    label = figure.label[:1].upper() + figure.label[1:]
+    parts = [table(document, "en"), FIGURES_ARE.format(label, figure.unit, document["evaluated_on"])]
+    ranks = rank_table(document)
+    return "\n\n".join(parts + ([ranks, RANKS_ARE] if ranks else []))
+
+
+def place(found) -> str:
+    """An `environment()` in words."""
+    machine, versions = found["machine"], found["versions"]
+    cores = f"{machine['cores']} core{'s' if machine['cores'] > 1 else ''}"
+    return ", ".join([machine["cpu"], cores, f"{machine['memory_gb']} GB of memory", machine["platform"],
+                      *(f"{name} {version}" for name, version in versions.items())])
+
+
+def table(document, language: str) -> str:
+    """The Markdown table of the task's figure: a row for every label, a column for every sparsity.
 
     Args:
         document: as `collect` makes it.
         language: "en" or "cn"; the numbers are the same.
     """
-    words = WORDS[language]
-    places = words["semicolon"].join(place(found, language) for found in document["environments"])
-    figure = figure_of(document)
-    label = figure.label[:1].upper() + figure.label[1:] if language == "en" else figure.label_cn
-    figures = words["figures"].format(figure=label, unit=figure.unit, images=words[document["evaluated_on"]])
-    made = words["made"].format(places=places or "?", date=document["date"], command=document["command"])
-    parts = [table(document, language), figures]
-    if _of_finished(document["runs"], "rank"):
-        parts += [rank_table(document, language), words["ranks"]]
-    return "\n\n".join([*parts, made])
-
-
-def place(found, language: str) -> str:
-    """An `environment()` in words."""
-    words = WORDS[language]
-    machine, versions = found["machine"], found["versions"]
-    return words["comma"].join([
-        machine["cpu"], f"{machine['cores']} {words['cores'][machine['cores'] > 1]}",
-        f"{machine['memory_gb']} {words['memory']}", machine["platform"],
-        *(f"{name} {version}" for name, version in versions.items())])
-
-
-def table(document, language: str) -> str:
-    """The Markdown table: a row for every label, a column for every sparsity."""
     words, runs, figure = WORDS[language], document["runs"], figure_of(document).name
     labels, densities, cells = _grid(runs)
     best = {density: _best([cells[label, density] for label in labels], figure) for density in densities}
     lines = [[words["method"], *(percent(1 - density) for density in densities), words["minutes"]]]
     for label in labels:
         seconds = _of_finished([run for run in runs if run["label"] == label], "seconds")
-        lines.append([_escaped(label), *(_cell_text(cells[label, density], figure, best[density], words)
-                                        for density in densities),
-                      f"{statistics.mean(seconds) / 60:.1f}" if seconds else "–"])
+        shown = [_cell_text(cells[label, density], figure, best[density], words) for density in densities]
+        lines.append([_escaped(label), *shown, f"{statistics.mean(seconds) / 60:.1f}" if seconds else "–"])
     return _markdown(lines)
 
 
-def rank_table(document, language: str) -> str:
-    """The same of the runs' ranks, where they were measured: summaries of earlier versions have none."""
-    labels, densities, cells = _grid([run for run in document["runs"] if _of_finished([run], "rank")])
-    lines = [[WORDS[language]["method"], *(percent(1 - density) for density in densities)]]
+def rank_table(document) -> str:
+    """The same of the ranks, of the sparsities at which every finished run has its rank; "" where there are none."""
+    finished = [run for run in document["runs"] if run["status"] == "finished"]
+    incomplete = {run["target_density"] for run in finished if "rank" not in run}
+    labels, densities, cells = _grid([run for run in finished if run["target_density"] not in incomplete])
+    if not labels:
+        return ""
+    lines = [[WORDS["en"]["method"], *(percent(1 - density) for density in densities)]]
     for label in labels:
         ranks = [_of_finished(cells[label, density], "rank") for density in densities]
         lines.append([_escaped(label), *(f"{_mean_text(found)} ({len(found)})" if found else "–" for found in ranks)])
