@@ -7,7 +7,7 @@ from rpg_ms.deploy.formats import FORMATS, VALUE_TYPES, Options, check_options, 
 from rpg_ms.errors import front_door
 
 
-def main():
+def main() -> None:
     parser = OneLineParser(description=__doc__)
     add_shared_arguments(parser)
     parser.add_argument("--checkpoint_path", required=True,
