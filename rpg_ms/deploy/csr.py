@@ -1,10 +1,15 @@
 """Sparse layers as SciPy matrices, for those who multiply by themselves."""
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from scipy.sparse import csr_matrix
 
+if TYPE_CHECKING:
+    from rpg_ms.cells import Sparsified
 
-def csr_matrices(found):
+
+def csr_matrices(found: Sparsified) -> dict[str, csr_matrix]:
     """The pruned layers' weights as compressed sparse rows: `{layer name: csr_matrix}`.
 
     A matrix is `[C_out, C_in/groups * kh * kw]` for a convolution, so that it multiplies unfolded patches, and

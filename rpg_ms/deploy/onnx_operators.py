@@ -6,11 +6,17 @@ them, and is left as it was: training keeps MindSpore's own operators, which are
 """
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, Optional
 
+import mindspore as ms
 from mindcv.models import vit
 from mindspore import nn, ops
 from mindspore.ops.composite.multitype_ops import add_impl
+
+if TYPE_CHECKING:
+    import onnx
 
 # MindSpore and ONNX have the error function, only the exporter has not. So it is given another function of
 # one argument, one that networks do not use, and that node's name is put right afterwards.
@@ -18,7 +24,7 @@ ERF_STAND_IN, ERF_EXPORTED_AS = ops.ACos, "Acos"
 
 
 @contextmanager
-def exportable(network):
+def exportable(network: nn.Cell) -> Iterator[None]:
     """While the block runs, `network` compiles to operators that the ONNX exporter has, as far as known here.
 
     What is exported has to go through `restore_operators`.
@@ -39,14 +45,14 @@ def exportable(network):
             cell.__class__ = cell_class
 
 
-def restore_operators(model):
+def restore_operators(model: onnx.ModelProto) -> None:
     """Give the stand-ins in an `onnx.ModelProto` the names of the operators that they stand for."""
     for node in model.graph.node:
         if node.op_type == ERF_EXPORTED_AS:
             node.op_type = "Erf"
 
 
-def _substitute(cell):
+def _substitute(cell: nn.Cell) -> Optional[type[nn.Cell]]:
     """The class that a cell needs for the export, or None."""
     if type(cell) is nn.GELU and cell.approximate != "none":
         return None  # the approximation by tanh is exported
@@ -54,22 +60,22 @@ def _substitute(cell):
 
 
 class _GELU(nn.GELU):
-    def construct(self, x):
+    def construct(self, x: ms.Tensor) -> ms.Tensor:
         return 0.5 * x * (1 + ERF_STAND_IN()(x * 0.5 ** 0.5))
 
 
 class _HSigmoid(nn.HSigmoid):
-    def construct(self, x):
+    def construct(self, x: ms.Tensor) -> ms.Tensor:
         return ops.relu6(x + 3) / 6
 
 
 class _HSwish(nn.HSwish):
-    def construct(self, x):
+    def construct(self, x: ms.Tensor) -> ms.Tensor:
         return x * ops.relu6(x + 3) / 6
 
 
 class _Attention(vit.Attention):
-    def construct(self, x):
+    def construct(self, x: ms.Tensor) -> ms.Tensor:
         b, n, c = x.shape
         qkv = self.reshape(self.qkv(x), (b, n, 3, self.num_heads, self.head_dim))
         qkv = self.transpose(qkv, (2, 0, 3, 1, 4))
@@ -81,6 +87,5 @@ class _Attention(vit.Attention):
 SUBSTITUTES = {nn.GELU: _GELU, nn.HSigmoid: _HSigmoid, nn.HSwish: _HSwish, vit.Attention: _Attention}
 
 
-def _add(x, y):
+def _add(x: ms.Tensor, y: ms.Tensor) -> ms.Tensor:
     return ops.add(x, y)
-

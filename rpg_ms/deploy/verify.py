@@ -42,9 +42,9 @@ def verify(job: Job, loaded: Loaded, used: Iterable[MaskedLayer]) -> dict[str, A
 
     Returns:
         What the comparison tells. Of a file that computes it is `max_abs_difference`, the largest difference between
-        its outputs and the network's. Of one that holds parameters it is `value_type` and, unless that is float32, what the
-        rounding costs: `max_weight_difference`, the task's figures with the rounded weights, such as `top1`, and with
-        the network's own, such as `checkpoint_top1`.
+        its outputs and the network's. Of one that holds parameters it is `value_type` and, unless that is float32, what
+        the rounding costs: `max_weight_difference`, the task's figures with the rounded weights, such as `top1`, and
+        with the network's own, such as `checkpoint_top1`.
 
     Raises:
         UserError: they differ.

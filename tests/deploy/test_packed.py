@@ -110,10 +110,10 @@ def test_codes_that_are_none(code, count, size, words):
 
 
 def test_a_bomb_is_inflated_no_further_than_its_mask_is_long():
-    bomb = zlib.compress(bytes(2 ** 26), 9)
+    bombs = [zlib.compress(byte * 2 ** 24) for byte in (b"\0", b"\xff")]
     tracemalloc.start()
     try:
-        for content in (bomb, zlib.compress(b"\xff" * 2 ** 26, 9)):
+        for content in bombs:
             with pytest.raises(ValueError, match="truncated, or longer than 1392 bytes"):
                 decode_positions(content, 1000, 100_000)
         assert tracemalloc.get_traced_memory()[1] < 2 ** 18
@@ -139,7 +139,7 @@ def test_any_code_is_refused_or_increasing_and_in_range(content, whole, count, s
 
 
 @pytest.mark.parametrize("density, share", [
-    (0.005, 0.2), (0.01, 0.15), (0.02, 0.25), (0.05, 0.2), (0.2, 0.15), (0.5, 0.05), (0.9, 1.1), (1, 0.05)])
+    (0.005, 0.9), (0.01, 0.5), (0.02, 0.35), (0.05, 0.25), (0.2, 0.18), (0.5, 0.06), (0.9, 1.15), (1, 0.03)])
 def test_positions_are_short(density, share):
     """Beyond the entropy, at most `share` percent of the float32 weights and the entropy."""
     mask = np.random.default_rng(0).random(500_000) < density
@@ -199,7 +199,8 @@ def test_round_trip_to_the_bit(pruned, rest, seed):
 
 def test_what_another_task_says_of_its_network():
     """Any JSON values come back; what is none is refused, written and read."""
-    about = {**ABOUT, "task": "detection", "anchors": [[10, 13.5], [16, 30]], "strides": {"p3": 8, "p4": None}, "mosaic": True}
+    about = {**ABOUT, "task": "detection", "anchors": [[10, 13.5], [16, 30]], "strides": {"p3": 8, "p4": None},
+             "mosaic": True}
     assert unpack(pack(small(), "float32", about))[0].about.model_dump() == about
     for value in (float("nan"), [float("inf")]):
         with pytest.raises(ValueError, match="JSON"):
@@ -343,7 +344,7 @@ def test_what_cannot_be_packed(tmp_path):
     set_topology(layer, np.full(layer.weight.shape, np.inf, np.float32), layer.mask.asnumpy())
     with pytest.raises(UserError, match=f"{layer.weight.name} is not finite"):
         packed(tmp_path / "x.packed", network, found)
-    with pytest.raises(UserError, match="^--file_name: /proc/nowhere/x.packed could not be written: No such file or directory$"):
+    with pytest.raises(UserError, match="^--file_name: /proc/nowhere/x.packed could not be written: No such file"):
         packed("/proc/nowhere/x.packed", *build())
     assert not list(tmp_path.iterdir())
 
