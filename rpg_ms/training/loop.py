@@ -90,6 +90,7 @@ def train(config, task, network, found, step_cell, rates, folder, ranks):
                     loss = step_cell.sink([next(batches) for _ in range(step_cell.sink_size)])
                 else:
                     loss = step_cell(*next(batches))
+                _take_ctrl_c_back()
                 losses.append((before + 1, loss))
                 step = step_cell.step_number
                 if step == total and step_cell.record is None:
@@ -176,6 +177,13 @@ def _last_good(state, checkpoints):
     if not checkpoints.last.exists():
         return "there is no checkpoint yet"
     return f"the last good checkpoint is {checkpoints.last}, of step {state['step']}"
+
+
+def _take_ctrl_c_back():
+    """Where it compiles, MindSpore leaves a handler of its own in the place of Python's: Ctrl-C becomes SIGTERM."""
+    handler = signal.getsignal(signal.SIGINT)
+    if handler is not None:
+        signal.signal(signal.SIGINT, handler)
 
 
 @contextmanager
