@@ -53,6 +53,8 @@ def main():
     network, found = build.build_network(config, task, mixed_precision=False)
     state = checkpoint.load_network(args.checkpoint_path, network, found, args.ema)
     checkpoint.check_held_out(args.checkpoint_path, state, config)
+    if args.file_format != "PACKED" or args.value_type in ("float16", "int8"):  # it is evaluated
+        task.compile_evaluation(network)
     if args.file_format == "PACKED":
         about = {"model": config.model.name, "num_classes": task.classes, "input_shape": task.input_shape,
                  "step": state["step"], "seconds": state["seconds"]}

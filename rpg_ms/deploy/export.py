@@ -67,7 +67,7 @@ def export(network, found, task, file_format, file_name, batch_size=1, dynamic_b
     path = Path(file_name if str(file_name).endswith(extension) else f"{file_name}{extension}")
     sidecar = path.with_name(f"{path.name}.json")
     model, dataset = task.config.model.name, task.dataset
-    task.compile_evaluation(network)  # which leaves it in inference mode
+    network.set_train(False)
     images = task.test_images(-(-IMAGES // batch_size) * batch_size)
     inputs = task.test_images(len(images), raw=True) if normalize_input else images
     flops, other_flops = layer_flops(network, found, task.input_shape)

@@ -33,8 +33,6 @@ def export_packed(network, found, task, file_name, value_type, about):
         UserError: see `write_packed`.
     """
     path = Path(file_name if str(file_name).endswith(".packed") else f"{file_name}.packed")
-    if value_type != "float32":
-        task.compile_evaluation(network)  # before there is a file
     arrays = write_packed(path, network, value_type, about)
     report = {"file": str(path), "format": "PACKED", "bytes": path.stat().st_size, "value_type": value_type,
               "density": found.density, "nonzero": found.nonzero, "prunable": found.prunable}

@@ -97,7 +97,8 @@ class Classification:
         return {"top1": 100 * correct / len(self.dataset.test)}
 
     def compile_evaluation(self, network):
-        """The cell that evaluates a network, compiled and tried on zeros in graph mode; leaves the network in inference mode.
+        """The cell that evaluates a network, in graph mode compiled and tried on zeros; the network is left in inference
+        mode.
 
         Raises:
             UserError: the network does not compile, or run so.
