@@ -40,7 +40,7 @@ def one_line(text: str) -> str:
 
 
 class _Output:
-    """A stream whose failure is told from that of a file: writing and flushing raise CutShort in the place of OSError."""
+    """A stream that raises CutShort in the place of OSError, so that its failure is told from that of a file."""
 
     def __init__(self, stream):
         self._stream = stream

@@ -33,7 +33,7 @@ def _ctrl_c(number, frame):
 def _listen(heard):
     """End the process at the second signal, even while the main thread computes or waits in C++ and hears of none.
 
-    Compiling, MindSpore puts a handler of its own in the place of Python's, for good, which makes a SIGTERM of Ctrl-C:
+    Where it compiles, MindSpore leaves a handler of its own in the place of Python's, which makes a SIGTERM of Ctrl-C:
     again and again Python's is put back.
     """
     sigaction, pythons = ctypes.CDLL(None).sigaction, ctypes.create_string_buffer(1024)  # larger than the structure

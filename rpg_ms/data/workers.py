@@ -70,8 +70,8 @@ class Workers:
             status = process.exitcode or 0
             by = signal.Signals(-status).name if status < 0 else f"exit status {status}"
             raise CutShort(f"data.workers: worker {process.pid}, of {len(self._team)}, is dead ({by}); where nobody "
-                           "ended it, memory ran out: take fewer workers, or give a container more (docker run --memory)"
-                           ) from None
+                           "ended it, memory ran out: take fewer workers, or give a container more, docker run "
+                           "--memory") from None
 
     def end(self):
         """End the processes."""

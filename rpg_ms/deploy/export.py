@@ -13,7 +13,7 @@ import mindspore as ms
 from mindspore import nn
 
 import rpg_ms
-from rpg_ms.deploy.formats import FORMATS, Options, check_machine, check_options, file_path
+from rpg_ms.deploy.formats import Options, check_machine, check_options, file_path
 from rpg_ms.deploy.job import Job
 from rpg_ms.deploy.verify import verify
 from rpg_ms.errors import UserError
@@ -56,8 +56,6 @@ def export(network: nn.Cell, found: Sparsified, task: Task, file_format: str, fi
     chosen = Options(**options)
     check_machine(file_format, ms.get_context("device_target"))
     check_options(file_format, chosen)
-    if chosen.value_type not in (None, "float32") or FORMATS[file_format].computes:
-        task.compile_evaluation(network)  # before there is a file
     network.set_train(False)
     job = Job(network, found, task, file_format, chosen, file_path(file_format, file_name),
               trained or {"step": None, "seconds": None})

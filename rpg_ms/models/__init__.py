@@ -10,7 +10,6 @@ import traceback
 
 import mindcv
 import mindspore as ms
-import numpy as np
 from mindcv.models.resnet import ResNet
 from mindspore import nn, ops
 
@@ -64,7 +63,7 @@ def create_model(name, num_classes, in_channels, image_size=224, width=1.0, pool
         raise UserError(f"model.pool_padding: {pool_padding} is for mindcv's ResNets, not for {name}")
     _name_by_place(network)
     for parameter in network.get_parameters():
-        if np.dtype(ms.dtype_to_nptype(parameter.dtype)).kind in "biu":
+        if not (parameter.is_floating_point() or parameter.is_complex()):
             parameter.requires_grad = False  # MindSpore's default is True; a counter or index has no gradient
     return network
 

@@ -73,8 +73,8 @@ def learning_rates(config, steps_per_epoch):
     schedule, peak = config.schedule, config.optimizer.lr
     total = config.train.epochs * steps_per_epoch
     if total > MOST_STEPS:
-        raise UserError(f"train.epochs: {config.train.epochs} epochs of {steps_per_epoch} steps are {total} steps, more than "
-                        f"{MOST_STEPS}")
+        raise UserError(f"train.epochs: {config.train.epochs} epochs of {steps_per_epoch} steps are {total} steps, "
+                        f"more than {MOST_STEPS}")
     warmup = round(schedule.warmup_epochs * steps_per_epoch)
     if warmup >= total:
         raise UserError(f"schedule.warmup_epochs: {schedule.warmup_epochs} is not less than train.epochs: "

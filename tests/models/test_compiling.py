@@ -91,9 +91,11 @@ def place(name):
 @pytest.fixture
 def folder(tmp_path):
     (tmp_path / "my_graphs.py").write_text(NETWORKS)
-    (tmp_path / "tiny.yaml").write_text(TINY.replace("limit: 1024", "limit: 128").replace("epochs: 3", "epochs: 1").replace(
-        "{warmup_epochs: 0.5}", "{warmup_epochs: 0}").replace("method: rpg", "method: dense").replace(
-        "lambda: 0.5", "lambda: 0").replace("alpha: 0.3", "alpha: 0"))
+    config = TINY
+    for old, new in (("limit: 1024", "limit: 128"), ("epochs: 3", "epochs: 1"), ("warmup_epochs: 0.5", "warmup_epochs: 0"),
+                     ("method: rpg", "method: dense"), ("lambda: 0.5", "lambda: 0"), ("alpha: 0.3", "alpha: 0")):
+        config = config.replace(old, new)
+    (tmp_path / "tiny.yaml").write_text(config)
     return tmp_path
 
 
@@ -116,7 +118,8 @@ def built(folder, monkeypatch):
 
 @pytest.mark.parametrize("name, why", [
     ("NotSelf", "training step: The parameters number of the function is 2"),
-    ("Tries", "training step: Unsupported statement 'Try' ("), ("Within", "training step: Unsupported statement 'Try' ("),
+    ("Tries", "training step: Unsupported statement 'Try' ("),
+    ("Within", "training step: Unsupported statement 'Try' ("),
     ("AsNumPy", "training step: The object is not callable"),
     ("InferenceTries", "inference: Unsupported statement 'Try' ("), ("InferenceAsNumPy", "inference: 'int' object")])
 def test_what_does_not_compile_is_named_with_its_place(built, folder, name, why):

@@ -55,7 +55,7 @@ def own_mask():
     ("my_unfit_net:made_for_224", "cannot take images of 1 x 28 x 28 .data.name: fashion_mnist.: .*MatMul.* 16 .* 784"),
     ("my_unfit_net:five", r"returns \(1, 5\) for one image of fashion_mnist, not \(1, 10\), a number for each class"),
     ("my_unfit_net:two", r"returns tuple for one image of fashion_mnist, not \(1, 10\)"),
-    ("my_unfit_net:bfloat16", ".*cannot take images .*: Select CPU operator.*Unsupported data type.* get input.BFloat16"),
+    ("my_unfit_net:bfloat16", ".*cannot take images .*: Select CPU operator.*Unsupported data type.* input.BFloat16"),
     ("my_unfit_net:frozen", ": the network has no .* to prune: 1 frozen"),
     ("my_unfit_net:own_mask", ": 1.weight_mask is Float32 of shape .10, 784., not a mask")])
 def test_a_network_that_does_not_fit_is_refused(name, message, mode, tmp_path, monkeypatch):

@@ -97,7 +97,8 @@ def test_an_unreadable_image_ends_training_with_one_line(folders):
     file.write_bytes(before[:100])
     result = door("train.py", "--config", "folders.yaml", "--output_dir", "broken", cwd=folders)
     file.write_bytes(before)
-    refused(result, "data/train/n02/n02_3.JPEG: not a readable image", "had come to step", "no checkpoint yet", status=1)
+    refused(result, "data/train/n02/n02_3.JPEG: not a readable image", "had come to step", "no checkpoint yet",
+            status=1)
 
 
 @pytest.mark.parametrize("choice, words", [
