@@ -155,8 +155,15 @@ def show(value: Any) -> str:
         text = "[" + ", ".join(show(item) for item in value[:20]) + "]"
     elif isinstance(value, dict):
         text = "{" + ", ".join(f"{show(key)}: {show(item)}" for key, item in list(value.items())[:20]) + "}"
+    elif isinstance(value, int) and value.bit_length() > 200:  # Python refuses to print very long ones
+        text = f"an integer of {value.bit_length()} bits"
     else:
         text = repr(value)
+    return shorten(text)
+
+
+def shorten(text: str) -> str:
+    """`text`, its end left out beyond 80 characters."""
     return text if len(text) <= 80 else text[:77] + "..."
 
 
@@ -167,4 +174,4 @@ def printable(text: str) -> str:
 
 def dotted(path: Path) -> str:
     """A key's path as a user writes it."""
-    return ".".join(printable(part)[:80] for part in path)
+    return ".".join(shorten(printable(part)) for part in path)

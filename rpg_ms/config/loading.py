@@ -10,7 +10,7 @@ import yaml
 from pydantic import ValidationError
 
 import rpg_ms
-from rpg_ms.config.explaining import dotted, explain, name_of_type, printable, show, unknown_key
+from rpg_ms.config.explaining import dotted, explain, name_of_type, printable, shorten, show, unknown_key
 from rpg_ms.config.keys import METHOD_KEYS, SCHEMAS, Config
 from rpg_ms.errors import UserError, one_line
 from rpg_ms.files import user_path
@@ -176,9 +176,9 @@ def _read_with_bases(name: str) -> list[Tuple[str, dict]]:
         base = values.pop("base")
         if not isinstance(base, str) or not base:
             raise UserError(f"{printable(name)}: base: {show(base)} is not the name of a file")
-        label = f"{printable(name)}: base: {printable(base)}"
+        label = f"{printable(name)}: base: {shorten(printable(base))}"
         by, name = name, os.path.join(os.path.dirname(name), user_path(base))
-        where = "" if name == base else f": {printable(name)}"
+        where = "" if name == base else f": {shorten(printable(name))}"
         if os.path.islink(by):
             where += f"; a base is looked for beside the link {printable(by)}, not beside its target"
 
@@ -225,6 +225,9 @@ class _Loader(yaml.SafeLoader):
 class _Dumper(yaml.SafeDumper):
     """Writes text in quotes where `_Loader` would take it for something else."""
 
+
+_Dumper.add_representer(str, lambda dumper, text: dumper.represent_scalar(  # line breaks of any kind as escapes
+    "tag:yaml.org,2002:str", text, style=None if text.isprintable() else '"'))
 
 _SCALARS = {  # YAML 1.2.2, section 10.3.2
     "null": ("~|null|Null|NULL|", "~nN"),

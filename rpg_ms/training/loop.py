@@ -70,7 +70,7 @@ def hooks_of(session: Session) -> tuple[Hook, ...]:
     )
 
 
-def _take_ctrl_c_back():
+def _take_ctrl_c_back() -> None:
     """Where it compiles, MindSpore leaves a handler of its own in the place of Python's: Ctrl-C becomes SIGTERM."""
     handler = signal.getsignal(signal.SIGINT)
     if handler is not None:
