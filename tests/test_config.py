@@ -370,7 +370,6 @@ def test_files_that_cannot_be_read(write):
     ("seed.x=1", "seed.x: seed is a value, not a group of keys"),
     ("train.epochs.x.y=1", "train.epochs.x.y: train.epochs is a value, not a group of keys"),
     ("train.epochs=[1", "train.epochs: line 1, column 3: "),
-    ("train.epochs=!!set 3", "train.epochs: line 1, column 1: "),
     ("base=y.yaml", "base: unknown key; "),
 ])
 def test_malformed_overrides(write, override, line):
