@@ -150,4 +150,5 @@ def test_more_steps_than_can_be(tmp_path):
 def test_a_sink_larger_than_anything(tmp_path):
     (tmp_path / "tiny.yaml").write_text(TINY)
     last_json(door("train.py", "--config", "tiny.yaml", "--set", "train.sink_size=2147483647",
-                   "train.log_every=2147483647", "train.epochs=1", "pruning.method=dense", "pruning.alpha=0", "rank.lambda=0", cwd=tmp_path))
+                   "train.log_every=2147483647", "train.epochs=1", "pruning.method=dense", "pruning.alpha=0", "rank.lambda=0",
+                   cwd=tmp_path))
