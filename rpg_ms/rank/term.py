@@ -16,12 +16,12 @@ import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
 
-import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 from threadpoolctl import threadpool_limits
 
-from rpg_ms.rank import matmul, svd
+from rpg_ms.rank.matmul import matmul_terms
+from rpg_ms.rank.svd import closed_form, svd_dtype, svd_term
 
 BACKENDS = ("svd", "gram", "matmul")
 
@@ -84,11 +84,6 @@ def choose_rank(tail_energy: np.ndarray, delta: float) -> int:
     distance = np.abs(tail_energy - delta)
     tie = 4 * np.finfo(tail_energy.dtype).eps
     return int(np.flatnonzero(distance <= distance.min() + tie)[-1])
-
-
-def closed_form(residual, tail, normalised, norm):
-    """The gradient `-(2 / ||W||_F) (R - t_k W^)`, of NumPy arrays or of tensors."""
-    return (residual - tail * normalised) * (-2.0 / norm)
 
 
 def _normalise(matrix: np.ndarray, dtype: type) -> tuple[np.ndarray, float]:
@@ -161,14 +156,12 @@ def _lapack_svd(matrix: np.ndarray, delta: float) -> tuple[float, int, np.ndarra
 
 
 def _matmul(matrix: np.ndarray, delta: float) -> tuple[float, int, np.ndarray]:
-    normalised, norm = matmul.normalise(Tensor(matrix).astype(ms.float32))
-    projectors, tails, ranks = matmul.tail_projectors(matmul.gram(normalised).expand_dims(0), delta)
-    grad = matmul.closed_form(projectors[0], tails[0], normalised, norm)
-    return -float(tails.asnumpy()[0]), int(ranks.asnumpy()[0]), grad.asnumpy()
+    (loss, k, grad), = matmul_terms((Tensor(matrix.astype(np.float32)),), delta)
+    return float(loss.asnumpy()), int(k.asnumpy()), grad.asnumpy()
 
 
 def _svd(matrix: np.ndarray, delta: float) -> tuple[float, int, np.ndarray]:
-    loss, k, grad = svd.svd_term(Tensor(matrix).astype(svd.svd_dtype()), delta)
+    loss, k, grad = svd_term(Tensor(matrix).astype(svd_dtype()), delta)
     loss, k, grad = float(loss.asnumpy()), int(k.asnumpy()), grad.asnumpy()
     if np.isfinite(loss) and np.isfinite(grad).all():
         return loss, k, grad

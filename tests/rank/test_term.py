@@ -149,13 +149,12 @@ def test_tiny_and_huge_float32_weights_are_as_any(scale):
 
 
 def test_failed_ops_svd_falls_back_to_lapack(monkeypatch, caplog):
-    from rpg_ms.rank import svd
-    honest = svd.svd_term
+    honest = term.svd_term
 
     def broken(weight, delta):
         loss, k, grad = honest(weight, delta)
         return loss, k, grad * float("nan")
-    monkeypatch.setattr(svd, "svd_term", broken)
+    monkeypatch.setattr(term, "svd_term", broken)
     case = CASES[5]
     loss, k, grad = rank_term(case.w, case.delta, "svd")
     assert k == case.k and loss == pytest.approx(case.loss, rel=1e-9)
