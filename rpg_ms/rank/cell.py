@@ -5,9 +5,9 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
-from rpg_ms.rank import matmul
+from rpg_ms.rank.matmul import matmul_terms
 from rpg_ms.rank.svd import svd_dtype, svd_term
-from rpg_ms.rank.term import BACKENDS, rank_terms
+from rpg_ms.rank.term import check_options, rank_terms
 
 
 class RankLoss(nn.Cell):
@@ -32,25 +32,22 @@ class RankLoss(nn.Cell):
         ValueError: an unknown backend, or `delta` outside (0, 1].
     """
 
-    def __init__(self, delta=0.1, backend="gram"):
+    def __init__(self, delta: float = 0.1, backend: str = "gram") -> None:
         super().__init__()
-        if backend not in BACKENDS:
-            raise ValueError(f"backend: {backend!r} is not one of {', '.join(BACKENDS)}")
-        if not 0 < delta <= 1:
-            raise ValueError(f"delta: {delta!r} is not in (0, 1]")
+        check_options(delta, backend)
         self.delta = delta
         self.backend = backend
         self.svd_dtype = svd_dtype()
-        # One tensor in and one out is what such an operator takes: see _host_terms.
+        # Such an operator takes one tensor and gives one: see `_host_terms`.
         self.on_host = ops.Custom(self._on_host, func_type="pyfunc", out_shape=lambda shape: shape,
                                   out_dtype=lambda dtype: dtype)
 
-    def construct(self, *weights):
+    def construct(self, *weights: Tensor) -> Tensor:
         loss, _ = self.loss_and_ranks(weights)
         return loss
 
-    def loss_and_ranks(self, weights):
-        """`(loss, k)` for a tuple of weights; `k` is an int32 tensor of shape `[len(weights)]`."""
+    def loss_and_ranks(self, weights: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        """`(loss, k)` for a tuple of weights. `k` is an int32 tensor of shape `[len(weights)]`."""
         constants = ()
         for weight in weights:
             constant = ops.stop_gradient(weight)
@@ -58,7 +55,7 @@ class RankLoss(nn.Cell):
                 constant = constant.astype(ms.float32)
             constants += (constant,)
         if self.backend == "matmul":
-            terms = self._batched_terms(constants)
+            terms = matmul_terms(constants, self.delta)
         elif self.backend == "svd":
             terms = self._svd_terms(constants)
         else:
@@ -69,79 +66,51 @@ class RankLoss(nn.Cell):
             ranks += (k,)
             grads += (grad,)
         losses, ranks = ops.stack(losses), ops.stack(ranks)
-        # A layer that is all zero has loss exactly 0, every other one -t_k < 0 (or NaN): count the latter.
+        # A layer that is all zero has a loss of exactly 0, and every other one has -t_k < 0 or NaN: count the latter.
         active = ops.maximum((losses != 0).astype(losses.dtype).sum(), ops.ones((), losses.dtype))
         loss = ops.stop_gradient(losses.sum() / active)
-        # <grad, W> minus itself: adds exactly nothing to the value and exactly `grad` to the derivative.
+        # <grad, W> minus itself adds exactly nothing to the value and exactly `grad` to the derivative.
         for weight, grad in zip(weights, grads):
             inner = (ops.stop_gradient(grad / active) * weight).sum()
             loss = loss + (inner - ops.stop_gradient(inner))
         return loss, ops.stop_gradient(ranks)
 
-    def _svd_terms(self, weights):
-        """`(loss, k, gradient)` of every weight, one after the other."""
-        terms = ()
+    def _svd_terms(self, weights: tuple[Tensor, ...]) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """`(loss, k, grad)` of every weight, one after the other."""
+        terms = []
         for weight in weights:
             loss, k, grad = svd_term(weight.astype(self.svd_dtype), self.delta)
-            terms += ((loss.astype(weight.dtype), k, grad.astype(weight.dtype)),)
+            terms.append((loss.astype(weight.dtype), k, grad.astype(weight.dtype)))
         return terms
 
-    def _host_terms(self, weights):
-        """The same by `rank_terms`. One vector goes to the host: how many weights, rows and columns of each, and all
-        their entries. Back comes one with loss and k in the place of rows and columns, and the gradients.
+    def _host_terms(self, weights: tuple[Tensor, ...]) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """The same by `rank_terms`. One vector goes to the host: for every weight its rows, its columns and its entries.
+        Another of the same size comes back, with loss, k and gradient in their places.
         """
         dtype = ms.float32
         for weight in weights:
             if weight.dtype == ms.float64:
                 dtype = ms.float64
-        header, parts = (len(weights),), ()
+        parts = ()
         for weight in weights:
-            header += (weight.shape[0], weight.size // weight.shape[0])
-            parts += (weight.reshape(-1).astype(dtype),)
-        answer = self.on_host(ops.cat((Tensor(header, dtype), *parts)))
-        terms, start = (), len(header)
-        for i, weight in enumerate(weights):
-            grad = answer[start:start + weight.size].reshape(weight.shape)
-            terms += ((answer[1 + 2 * i].astype(weight.dtype), answer[2 + 2 * i].astype(ms.int32),
-                       grad.astype(weight.dtype)),)
-            start += weight.size
+            rows = weight.shape[0]
+            parts += (Tensor((rows, weight.size // rows), dtype), weight.reshape(-1).astype(dtype))
+        answer = self.on_host(ops.cat(parts))
+        terms, start = [], 0
+        for weight in weights:
+            end = start + 2 + weight.size
+            grad = answer[start + 2:end].reshape(weight.shape).astype(weight.dtype)
+            terms.append((answer[start].astype(weight.dtype), answer[start + 1].astype(ms.int32), grad))
+            start = end
         return terms
 
-    def _batched_terms(self, weights):
-        """The same by multiplications: one batch for all weights whose smaller sides are equal."""
-        matrices, norms, sizes = (), (), ()
-        for weight in weights:
-            matrix, norm = matmul.normalise(weight.reshape(weight.shape[0], -1).astype(ms.float32))
-            matrices += (matrix,)
-            norms += (norm,)
-            sizes += (min(matrix.shape[0], matrix.shape[1]),)
-        places = [(0, 0)] * len(weights)  # which batch, which of it
-        batches = []
-        for size in set(sizes):
-            members = [i for i in range(len(sizes)) if sizes[i] == size]
-            for place, i in enumerate(members):
-                places[i] = (len(batches), place)
-            grams = ops.stack([matmul.gram(matrices[i]) for i in members])
-            batches.append(matmul.tail_projectors(grams, self.delta))
-        terms = ()
-        for i, weight in enumerate(weights):
-            batch, place = places[i]
-            projectors, tails, ranks = batches[batch]
-            tail = tails[place]
-            grad = matmul.closed_form(projectors[place], tail, matrices[i], norms[i])
-            terms += ((-tail.astype(weight.dtype), ranks[place], grad.reshape(weight.shape).astype(weight.dtype)),)
-        return terms
-
-    def _on_host(self, vector):
+    def _on_host(self, vector: np.ndarray) -> np.ndarray:
         """What `_host_terms` asks for, from array to array."""
-        count = int(vector[0])
-        shapes = vector[1:1 + 2 * count].astype(np.int64).reshape(count, 2)
-        ends = 1 + 2 * count + np.cumsum(shapes.prod(1))
-        weights = [vector[end - rows * columns:end].reshape(rows, columns)
-                   for end, (rows, columns) in zip(ends, shapes)]
-        answer = np.empty_like(vector)
-        answer[0] = count
-        for i, (loss, k, grad) in enumerate(rank_terms(weights, self.delta)):
-            answer[1 + 2 * i:3 + 2 * i] = loss, k
-            answer[ends[i] - grad.size:ends[i]] = grad.ravel()
-        return answer
+        weights, start = [], 0
+        while start < vector.size:
+            rows, columns = int(vector[start]), int(vector[start + 1])
+            end = start + 2 + rows * columns
+            weights.append(vector[start + 2:end].reshape(rows, columns))
+            start = end
+        return np.concatenate([part for loss, k, grad in rank_terms(weights, self.delta)
+                               for part in (np.array([loss, k], vector.dtype), grad.ravel())])
