@@ -65,7 +65,7 @@ summary = {"top1": 70 + args.seed, "density": 0.2, "nonzero": 2, "prunable": 10,
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """A folder with a configuration, in which `python -m rpg_ms` is the package's but for a `train` that only pretends."""
+    """A folder with a configuration, where `python -m rpg_ms` is the package's but for a `train` that only pretends."""
     (tmp_path / "a.yaml").write_text(CONFIG)
     (tmp_path / "rpg_ms").mkdir()
     (tmp_path / "rpg_ms/__init__.py").write_text(
@@ -431,8 +431,8 @@ def test_killed_and_run_again(tmp_path):
     is killed with the whole comparison at its second checkpoint."""
     (tmp_path / "tinynet.py").write_text(NETWORK)
     (tmp_path / "a.yaml").write_text(CONFIG)
-    line = command("compare", "--config", "a.yaml", "--methods", "gmp", "twin=gmp,pruning.schedule=cubic", "--densities",
-                   "0.2", "--seeds", "0", "1", "--output_dir", "runs", "--results", "table")
+    line = command("compare", "--config", "a.yaml", "--methods", "gmp", "twin=gmp,pruning.schedule=cubic",
+                   "--densities", "0.2", "--seeds", "0", "1", "--output_dir", "runs", "--results", "table")
     runs = tmp_path / "runs"
 
     result = in_a_group_of_its_own(line, tmp_path, {"KILL": "twin_d0.2_s0"})
@@ -461,5 +461,6 @@ def test_killed_and_run_again(tmp_path):
     for run in document["runs"]:
         assert (run["nonzero"], run["steps"], run["environment"]) == (round(0.2 * run["prunable"]), 16, 0)
     assert document["environments"][0]["versions"]["mindspore"] not in ("", "unknown")
-    assert {"results.json", "results.csv", "runs.csv", "results.md", "report.html"} <= set(os.listdir(tmp_path / "table"))
+    assert {"results.json", "results.csv", "runs.csv", "results.md", "report.html"} <= set(
+        os.listdir(tmp_path / "table"))
     assert result.stdout.rstrip().endswith(table(document, "en"))

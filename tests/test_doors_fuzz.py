@@ -1,4 +1,4 @@
-"""Hundreds of broken configurations through the parsing of all three front doors: one line, status 2, the key named."""
+"""Hundreds of broken configurations through the parsing of three commands: one line, status 2, the key named."""
 import contextlib
 import io
 import sys
@@ -63,8 +63,8 @@ def test_set(folder, door, key, value):
 def test_one_broken_key_in_a_file(folder, door, key, value):
     group, name = key.split(".")
     path = folder / "key.yaml"
-    path.write_text(f"train:\n  epochs: 3\n{group if group != 'train' else 'x'}:\n  {name}: {value}\n", encoding="utf-8",
-                    errors="surrogatepass")
+    path.write_text(f"train:\n  epochs: 3\n{group if group != 'train' else 'x'}:\n  {name}: {value}\n",
+                    encoding="utf-8", errors="surrogatepass")
     status, stderr = call(door, path)
     if status != 0:
         assert status == 2 and stderr.count("\n") == 1 and "key.yaml" in stderr, stderr

@@ -160,7 +160,8 @@ def test_bad_checkpoints(run, tmp_path, damage, words):
     elif damage != "missing":
         flipped = bytearray(whole)
         flipped[len(whole) // 2] ^= 1
-        path.write_bytes({"empty": b"", "truncated": whole[:-1000], "flipped": bytes(flipped), "text": b"hello"}[damage])
+        path.write_bytes({"empty": b"", "truncated": whole[:-1000], "flipped": bytes(flipped),
+                          "text": b"hello"}[damage])
     refused(door("eval.py", "--config", "tiny.yaml", "--checkpoint_path", path, cwd=run), "bad.ckpt", *words)
 
 
@@ -196,7 +197,8 @@ def test_mistakes_in_training(run, arguments, words):
 
 
 def test_mindspores_compile_cache_is_refused(run):
-    refused(door("train.py", "--config", "tiny.yaml", cwd=run, MS_COMPILER_CACHE_ENABLE="1"), "MS_COMPILER_CACHE_ENABLE")
+    refused(door("train.py", "--config", "tiny.yaml", cwd=run, MS_COMPILER_CACHE_ENABLE="1"),
+            "MS_COMPILER_CACHE_ENABLE")
 
 
 def test_overwrite_takes_away_a_link_and_not_what_it_leads_to(run, tmp_path):

@@ -1,4 +1,5 @@
 """The command as it is installed: recipes are found from every folder, and a wheel holds what it needs."""
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -32,8 +33,10 @@ def test_recipes_are_listed_from_any_folder(tmp_path):
 def test_a_recipe_is_found_by_its_name_from_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in "quickstart", "config/quickstart.yaml", "resnet50_imagenet_98":  # the last one has bases
-        assert load_config(name) == load_config(PROJECT / "config" / f"{name[name.find('/') + 1:].split('.')[0]}.yaml")
-    result = door("compare", "--config", "quickstart", "--methods", "gmp", "--densities", "0.1", "--dry_run", cwd=tmp_path)
+        file = PROJECT / "config" / f"{name.replace('config/', '').replace('.yaml', '')}.yaml"
+        assert load_config(name) == load_config(file)
+    result = door("compare", "--config", "quickstart", "--methods", "gmp", "--densities", "0.1", "--dry_run",
+                  cwd=tmp_path)
     assert result.returncode == 0 and "missing   gmp at 90 % sparsity, seed 0" in result.stdout, result.stderr
     refused(door("eval", "--config", "quickstrat", "--checkpoint_path", "x", cwd=tmp_path),
             "rpg-ms eval: error: quickstrat: no such file")
@@ -62,20 +65,21 @@ def wheel(tmp_path_factory):
     if int(installed.split(".")[0]) < SETUPTOOLS:
         pytest.skip(f"building a wheel without a network needs setuptools >= {SETUPTOOLS}, here is {installed}")
     folder = tmp_path_factory.mktemp("wheel")
-    files = subprocess.run(["git", "ls-files", "-z", "pyproject.toml", "README.md", "LICENSE", "config", "rpg_ms"],
-                           cwd=PROJECT, stdout=subprocess.PIPE, check=True, universal_newlines=True).stdout
-    for name in filter(None, files.split("\0")):  # in a copy, as the build leaves its folders there
-        (folder / "project" / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / "project" / name).write_bytes((PROJECT / name).read_bytes())
-    subprocess.run([sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir",
-                    str(folder), str(folder / "project")], cwd=folder, stdout=subprocess.PIPE, check=True)
+    project = folder / "project"  # a copy, as building leaves folders where it is done
+    for name in ("rpg_ms", "config"):
+        shutil.copytree(PROJECT / name, project / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(PROJECT / name, project)
+    subprocess.run([sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index",
+                    "--wheel-dir", str(folder), str(project)], cwd=folder, stdout=subprocess.PIPE, check=True)
     return next(folder.glob("rpg_ms-*.whl"))
 
 
 def test_a_wheel_holds_packages_recipes_data_and_the_command(wheel, tmp_path):
     expected = {str(file.relative_to(PROJECT)) for pattern in ("*.py", "fashion_mnist/*")
                 for file in (PROJECT / "rpg_ms").rglob(pattern)}
-    expected |= {f"rpg_ms/recipes/{file.relative_to(PROJECT / 'config')}" for file in (PROJECT / "config").rglob("*.yaml")}
+    expected |= {f"rpg_ms/recipes/{file.relative_to(PROJECT / 'config')}"
+                 for file in (PROJECT / "config").rglob("*.yaml")}
     with zipfile.ZipFile(wheel) as file:
         names = set(file.namelist())
         entry_points = ConfigParser()

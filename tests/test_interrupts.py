@@ -66,8 +66,8 @@ def test_a_second_signal_ends_what_does_not_answer_but_not_one_sent_twice(tmp_pa
             "signal.signal(signal.SIGTERM, lambda *_: print('heard', flush=True))\n"
             "print('ready', flush=True)\n"
             "threading.Event().wait()\n")
-    process = subprocess.Popen([sys.executable, "-c", code], cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                               universal_newlines=True)
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=PROJECT, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, universal_newlines=True)
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGTERM)
     assert process.stdout.readline() == "heard\n"

@@ -221,8 +221,8 @@ def test_arguments_reach_the_front_door(project, script, arguments, expected):
 
 
 def test_a_format_that_export_does_not_know():
-    result = run("bash", PROJECT / "scripts/run_export.sh", "config/quickstart.yaml", "a.ckpt", "PTH", PYTHON=sys.executable,
-                 RPG_VENV="/nowhere")
+    result = run("bash", PROJECT / "scripts/run_export.sh", "config/quickstart.yaml", "a.ckpt", "PTH",
+                 PYTHON=sys.executable, RPG_VENV="/nowhere")
     fails_with_one_line(result, "export.py: error: argument --file_format: invalid choice: 'PTH'", "MINDIR", status=2)
 
 
