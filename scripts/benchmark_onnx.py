@@ -6,8 +6,8 @@
 Every runtime that is installed runs every file and its dense twin, the same network with random values in the place of
 the zeros, in turns. A line of JSON for each: milliseconds per batch (median), images per second, sparse / dense time,
 and the largest difference of its outputs from the first runtime's. Outputs that differ by more than 1e-3 of the largest
-end it with status 1. Runtimes: onnxruntime; deepsparse, which computes with non-zeros only (not developed any more since
-June 2025; it needs onnx < 1.15, so an environment of its own: pip install deepsparse onnxruntime).
+end it with status 1. Runtimes: onnxruntime; deepsparse, which computes with non-zeros only (not developed any more
+since June 2025; it needs onnx < 1.15, so an environment of its own: pip install deepsparse onnxruntime).
 """
 import argparse
 import json
@@ -83,7 +83,8 @@ def measure(file, folder, runtimes, seconds, threads):
                           "sparse_to_dense": round(milliseconds[sparse] / milliseconds[dense], 3),
                           "max_abs_difference": difference}), flush=True)
         if not difference <= 1e-3 * np.abs(reference).max():
-            raise RunStopped(f"{file}: the outputs of {name} differ by {difference:.3g} from those of {next(iter(runtimes))}")
+            raise RunStopped(f"{file}: the outputs of {name} differ by {difference:.3g} from those of "
+                             f"{next(iter(runtimes))}")
 
 
 def dense_twin(model):

@@ -6,7 +6,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from doors import door
+from doors import TINY, door
 
 
 @pytest.fixture
@@ -29,6 +29,18 @@ def test_onnx_files_are_timed(sparse_file):
     assert line["runtime"] == "onnxruntime" and line["batch"] == 4 and line["max_abs_difference"] == 0
     assert line["sparse_ms"] > 0 and line["dense_ms"] > 0
     assert line["sparse_images_per_s"] == pytest.approx(4000 / line["sparse_ms"], rel=0.5)
+
+
+def test_the_data_pipeline_is_timed_against_the_step(tmp_path):
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    result = door("scripts/benchmark_data.py", "--config", "tiny.yaml", "--workers", 1, 2, "--seconds", 0.1,
+                  cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [line["workers"] for line in lines] == [1, 2]
+    for line in lines:
+        assert line["model"] == "cifar_resnet8" and line["together_images_per_s"] > 0
+        assert line["ratio"] == pytest.approx(line["pipeline_images_per_s"] / line["step_images_per_s"], abs=0.01)
 
 
 @pytest.mark.parametrize("name, arguments, word", [

@@ -4,14 +4,13 @@ import json
 import os
 import signal
 import subprocess
-import sys
 
 import pytest
 
 from conftest import PROJECT
-from doors import door, refused
+from doors import command, door, environment, refused
 from rpg_ms.compare.cells import Entry, parse_entry, plan
-from rpg_ms.compare.results import MEAN_COLUMNS, RUN_COLUMNS, collect, csv_text, draw, means, page, section, table
+from rpg_ms.compare.results import collect, csv_text, draw, means, page, section, table
 from rpg_ms.compare.running import reason, run_missing
 from rpg_ms.errors import UserError
 
@@ -44,11 +43,12 @@ checkpoint: {every_steps: 4}
 device_target: CPU
 """
 
-# In place of train.py: runs the code in TROUBLE, then is finished, top-1 70 + seed.
+# In place of `rpg-ms train`: runs the code in TROUBLE, then is finished, top-1 70 + seed.
 FAKE = """
 import argparse, json, os, signal, sys, time
 from pathlib import Path
 from rpg_ms.config import add_shared_arguments, dump_config, load_config
+del sys.argv[1]
 parser = argparse.ArgumentParser()
 add_shared_arguments(parser)
 parser.add_argument("--resume", choices=["auto"], required=True)
@@ -65,11 +65,14 @@ summary = {"top1": 70 + args.seed, "density": 0.2, "nonzero": 2, "prunable": 10,
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """A project with a configuration, the comparison and a train.py that only pretends."""
+    """A folder with a configuration, where `python -m rpg_ms` is the package's but for a `train` that only pretends."""
     (tmp_path / "a.yaml").write_text(CONFIG)
-    (tmp_path / "train.py").write_text(FAKE)
-    (tmp_path / "compare.py").write_text((PROJECT / "compare.py").read_text())
-    monkeypatch.setenv("PYTHONPATH", str(PROJECT))
+    (tmp_path / "rpg_ms").mkdir()
+    (tmp_path / "rpg_ms/__init__.py").write_text(
+        f"{(PROJECT / 'rpg_ms/__init__.py').read_text()}\n__path__.append({str(PROJECT / 'rpg_ms')!r})\n")
+    (tmp_path / "rpg_ms/__main__.py").write_text(
+        f"import sys\nif sys.argv[1] == 'train':\n    exec({FAKE!r})\nelse:\n"
+        "    from rpg_ms.commands import main\n    main()\n")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -80,23 +83,22 @@ def planned(*methods, seeds=(0,), settings=()):
 
 def run_fakes(cells):
     documents = []
-    failures, stopped_by = run_missing(cells, "train.py", "runs", lambda failures: documents.append(
-        collect(cells, failures, "python compare.py", "a.yaml", [])))
+    failures, stopped_by = run_missing(cells, "runs", lambda failures: documents.append(
+        collect(cells, failures, "rpg-ms compare", "a.yaml", [])))
     assert stopped_by is None
     return failures, documents
 
 
 def fake_command(*methods):
-    return [sys.executable, "compare.py", "--config", "a.yaml", "--densities", "0.2", "--output_dir", "runs",
-            "--methods", *methods]
+    return command("compare", "--config", "a.yaml", "--densities", "0.2", "--output_dir", "runs", "--methods", *methods)
 
 
-def compare_fakes(*methods, **environment):
-    return in_a_group_of_its_own(fake_command(*methods), ".", environment)
+def compare_fakes(*methods, **variables):
+    return in_a_group_of_its_own(fake_command(*methods), ".", variables)
 
 
-def in_a_group_of_its_own(command, cwd, environment):
-    return subprocess.run(command, cwd=cwd, env={**os.environ, **environment}, start_new_session=True,
+def in_a_group_of_its_own(line, cwd, variables):
+    return subprocess.run(line, cwd=cwd, env=environment(**variables), start_new_session=True,
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True,
                           timeout=120)
 
@@ -152,7 +154,7 @@ def test_method_entries_refused(text, words):
     (["--methods", "rpg", "--output_dir", "a.yaml"], ["--output_dir: a.yaml cannot be written"]),
 ], ids=lambda value: " ".join(value[1:]) if value[0].startswith("--") else "")
 def test_mistakes_are_found_before_the_first_run(project, arguments, words):
-    result = door("compare.py", "--config", "a.yaml", "--densities", "0.2", *arguments, cwd=project)
+    result = door("compare", "--config", "a.yaml", "--densities", "0.2", *arguments, cwd=project)
     refused(result, *words)
     assert not result.stdout and not list(project.rglob("config.yaml"))
 
@@ -196,14 +198,10 @@ def test_clipping_is_a_methods_own_only_where_it_comes_with_one(project):
 
 
 def test_what_a_file_counts_in_its_own_updates_stays_with_it(project):
-    (project / "a.yaml").write_text(CONFIG.replace("pruning: {", "pruning: {warmup_updates: 1, grad_accumulation: 3, "))
-
-    def values(cell):
-        return cell.config.pruning.warmup_updates, cell.config.pruning.grad_accumulation
-
+    (project / "a.yaml").write_text(CONFIG.replace("pruning: {", "pruning: {warmup_updates: 1, "))
     cells = planned("rpg", "gmp", "granet", "rigl", "set", "one_shot", "st3")
-    assert [values(cell) for cell in cells] == [(1, 3), (1, 1), (1, 1), (0, 1), (0, 1), (0, 1), (0, 1)]
-    assert values(planned("granet", settings=["pruning.grad_accumulation=2"])[0]) == (1, 2)
+    assert [cell.config.pruning.warmup_updates for cell in cells] == [1, 1, 1, 0, 0, 0, 0]
+    assert planned("granet", settings=["pruning.warmup_updates=2"])[0].config.pruning.warmup_updates == 2
 
 
 def test_run_of_another_configuration(project):
@@ -231,7 +229,7 @@ def test_damaged_files_are_named(project, name, content, words):
     run_fakes(planned("gmp"))
     (project / "runs/gmp_d0.2_s0" / name).write_text(content)
     for arguments in [], ["--dry_run"]:
-        refused(door("compare.py", "--config", "a.yaml", "--methods", "gmp", "--densities", "0.2", "--output_dir", "runs",
+        refused(door("compare", "--config", "a.yaml", "--methods", "gmp", "--densities", "0.2", "--output_dir", "runs",
                      *arguments, cwd=project), f"runs/gmp_d0.2_s0/{words}")
 
 
@@ -239,9 +237,8 @@ def test_names_that_no_file_can_have(project):
     for arguments, words in [(["--methods", f"{'x' * 300}=gmp"], "File name too long"),
                              (["--methods", "gmp", "--output_dir", "x" * 300], "File name too long"),
                              (["--methods", "gmp", "--results", b"r\xff"], "not UTF-8 text")]:
-        command = [sys.executable, "compare.py", "--config", "a.yaml", "--densities", "0.2", *arguments]
-        refused(subprocess.run(command, cwd=project, universal_newlines=True, stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE), words)
+        line = [*command("compare", "--config", "a.yaml", "--densities", "0.2"), *arguments]
+        refused(in_a_group_of_its_own(line, project, {}), words)
 
 
 def test_a_terminal_that_lacks_a_letter(project):
@@ -258,7 +255,7 @@ def test_dry_run_lists_and_leaves_nothing(project):
     (project / "runs/rpg_d0.2_s0").mkdir(parents=True)
     run_fakes(planned("gmp"))
     before = sorted(project.rglob("*"))
-    result = door("compare.py", "--config", "a.yaml", "--methods", "rpg", "gmp", "--densities", "0.2",
+    result = door("compare", "--config", "a.yaml", "--methods", "rpg", "gmp", "--densities", "0.2",
                   "--output_dir", "runs", "--dry_run", cwd=project)
     assert result.returncode == 0 and sorted(project.rglob("*")) == before
     assert [line.split()[0] for line in result.stdout.splitlines()] == ["missing", "finished"]
@@ -266,16 +263,16 @@ def test_dry_run_lists_and_leaves_nothing(project):
 
 def test_a_failing_run_does_not_stop_the_others(project, monkeypatch, capfd):
     cells = planned("gmp", "bad=gmp", "rpg")
-    monkeypatch.setenv("TROUBLE", """if "bad" in folder.name: sys.exit("train.py: error: out of luck")""")
+    monkeypatch.setenv("TROUBLE", """if "bad" in folder.name: sys.exit("rpg-ms train: error: out of luck")""")
     failures, documents = run_fakes(cells)
     assert failures == {cells[1].folder: "out of luck (exit status 1)"}
     statuses = [[run["status"] for run in document["runs"]] for document in documents]
     assert statuses[2] == ["finished", "failed", "missing"], "written after every run"
     assert statuses[-1] == ["finished", "failed", "finished"]
     assert capfd.readouterr().out.splitlines() == [
-        "[1/3] gmp at 80 % sparsity, seed 0: top-1 70.00 %, 1.0 min",
+        "[1/3] gmp at 80 % sparsity, seed 0: top-1 accuracy 70.00 %, 1.0 min",
         "[2/3] bad at 80 % sparsity, seed 0: failed: out of luck (exit status 1)",
-        "[3/3] rpg at 80 % sparsity, seed 0: top-1 70.00 %, 1.0 min"]
+        "[3/3] rpg at 80 % sparsity, seed 0: top-1 accuracy 70.00 %, 1.0 min"]
     assert "| bad | failed | – |" in page(documents[-1])
     assert "bad at 80 % sparsity, seed 0, failed: out of luck (exit status 1)" in page(documents[-1])
     # The second time only the one that failed is run, and its log goes on.
@@ -298,7 +295,7 @@ def test_failures_are_an_exit_status(project):
 
 
 @pytest.mark.parametrize("printed, status, said", [
-    ("loss 1\ntrain.py: error: the disk is full\n", 1, "the disk is full (exit status 1)"),
+    ("loss 1\nrpg-ms train: error: the disk is full\n", 1, "the disk is full (exit status 1)"),
     ("Traceback\n  File x\nRuntimeError: broken\n\n----\n- C++ Call Stack\n----\na.cc:1\n", 1,
      "RuntimeError: broken (exit status 1)"),
     ("epoch 1\n", -signal.SIGKILL, "epoch 1 (killed by SIGKILL)"),
@@ -328,7 +325,7 @@ def test_stopped(project, number, send):
     result = compare_fakes("gmp", "rpg", "--seeds", "0", "1", TROUBLE=STOP.format(send=send))
     refused(result, number.name, "runs/results.md", "the same command goes on", status=128 + number)
     assert [line.rpartition(": ")[2] for line in result.stdout.splitlines()] == [
-        "top-1 70.00 %, 1.0 min", "top-1 70.00 %, 1.0 min", "stopped"]
+        "top-1 accuracy 70.00 %, 1.0 min", "top-1 accuracy 70.00 %, 1.0 min", "stopped"]
     assert (project / "runs/gmp_d0.2_s1/checkpoint").exists() and not (project / "runs/rpg_d0.2_s1").exists()
     runs = json.loads((project / "runs/results.json").read_text())["runs"]
     assert [run["status"] for run in runs] == ["finished", "finished", "cut off", "missing"]
@@ -356,7 +353,7 @@ def made_up(**changes):
         return {"label": label, "method": "gmp", "settings": ["rank.lambda=0", "a.b=[1, 2]"],
                 "target_density": density, "seed": seed, **figures, **more}
     document = {
-        "command": "python compare.py --config x.yaml", "config": "x.yaml", "settings": [],
+        "command": "rpg-ms compare --config x.yaml", "config": "x.yaml", "settings": [],
         "evaluated_on": "test", "date": "2024-02-29",
         "environments": [{"machine": {"cpu": "Some CPU", "cores": 2, "memory_gb": 8, "platform": "Linux"},
                           "versions": {"python": "3.11.7", "mindspore": "2.7.0"}}],
@@ -398,7 +395,7 @@ def test_ranks_are_shown_where_every_run_has_one():
 def test_page_names_where_when_and_how():
     text = page(made_up())
     for word in ("Some CPU", "2 cores", "8 GB", "mindspore 2.7.0", "2024-02-29",
-                 "`python compare.py --config x.yaml`"):
+                 "`rpg-ms compare --config x.yaml`"):
         assert word in text and word not in section(made_up())
     assert "test images" in section(made_up())
     assert "validation images" in section(made_up(evaluated_on="validation"))
@@ -406,7 +403,7 @@ def test_page_names_where_when_and_how():
 
 def test_csv_of_means():
     lines = {(line["label"], line["target_density"]): line
-             for line in csv.DictReader(csv_text(MEAN_COLUMNS, means(made_up())).splitlines())}
+             for line in csv.DictReader(csv_text(means(made_up())).splitlines())}
     assert len(lines) == 6
     three, two, none = lines["a|b", "0.02"], lines["c", "0.02"], lines["d", "0.005"]
     assert (three["seeds"], three["top1_mean"], three["top1_std"], three["seconds_mean"]) == ("3", "92.0", "2.0", "180")
@@ -418,7 +415,7 @@ def test_csv_of_means():
 
 
 def test_csv_of_runs():
-    lines = list(csv.DictReader(csv_text(RUN_COLUMNS, made_up()["runs"]).splitlines()))
+    lines = list(csv.DictReader(csv_text(made_up()["runs"], ("environment", "reason")).splitlines()))
     assert len(lines) == 10
     assert (lines[1]["top1"], lines[1]["settings"]) == ("92.0", "rank.lambda=0 a.b=[1, 2]")
     assert (lines[6]["status"], lines[6]["reason"], lines[6]["top1"]) == ("failed", "out of luck", "")
@@ -434,19 +431,18 @@ def test_killed_and_run_again(tmp_path):
     is killed with the whole comparison at its second checkpoint."""
     (tmp_path / "tinynet.py").write_text(NETWORK)
     (tmp_path / "a.yaml").write_text(CONFIG)
-    command = [sys.executable, str(PROJECT / "compare.py"), "--config", "a.yaml", "--methods", "gmp",
-               "twin=gmp,pruning.schedule=cubic", "--densities", "0.2", "--seeds", "0", "1",
-               "--output_dir", "runs", "--results", "table"]
+    line = command("compare", "--config", "a.yaml", "--methods", "gmp", "twin=gmp,pruning.schedule=cubic",
+                   "--densities", "0.2", "--seeds", "0", "1", "--output_dir", "runs", "--results", "table")
     runs = tmp_path / "runs"
 
-    result = in_a_group_of_its_own(command, tmp_path, {"KILL": "twin_d0.2_s0"})
+    result = in_a_group_of_its_own(line, tmp_path, {"KILL": "twin_d0.2_s0"})
     assert result.returncode == -signal.SIGKILL, result.stderr
     assert sorted(path.parent.name for path in runs.glob("*/summary.json")) == ["gmp_d0.2_s0"]
     assert (runs / "twin_d0.2_s0/last.ckpt").exists()
     assert json.loads((tmp_path / "table/results.json").read_text())["runs"][0]["status"] == "finished"
     before = (runs / "gmp_d0.2_s0/summary.json").stat().st_mtime_ns
 
-    result = in_a_group_of_its_own(command, tmp_path, {})
+    result = in_a_group_of_its_own(line, tmp_path, {})
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
     assert "there already" in lines[0] and not any("there already" in line for line in lines[1:])
@@ -465,5 +461,6 @@ def test_killed_and_run_again(tmp_path):
     for run in document["runs"]:
         assert (run["nonzero"], run["steps"], run["environment"]) == (round(0.2 * run["prunable"]), 16, 0)
     assert document["environments"][0]["versions"]["mindspore"] not in ("", "unknown")
-    assert {"results.json", "results.csv", "runs.csv", "results.md", "report.html"} <= set(os.listdir(tmp_path / "table"))
+    assert {"results.json", "results.csv", "runs.csv", "results.md", "report.html"} <= set(
+        os.listdir(tmp_path / "table"))
     assert result.stdout.rstrip().endswith(table(document, "en"))

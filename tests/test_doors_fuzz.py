@@ -1,6 +1,5 @@
-"""Hundreds of broken configurations through the parsing of all three front doors: one line, status 2, the key named."""
+"""Hundreds of broken configurations through the parsing of three commands: one line, status 2, the key named."""
 import contextlib
-import importlib
 import io
 import sys
 from unittest import mock
@@ -10,10 +9,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from conftest import PROJECT
-from rpg_ms import errors
+from rpg_ms import commands
 from rpg_ms.config import SCHEMAS
 
-DOORS = {name: importlib.import_module(name) for name in ("train", "eval", "export")}
+DOORS = ("train", "eval", "export")
 EXTRA = {"train": [], "eval": ["--checkpoint_path", "x.ckpt"],
          "export": ["--checkpoint_path", "x.ckpt", "--file_name", "x"]}
 
@@ -29,7 +28,7 @@ def call(door, config, *arguments):
     with mock.patch.object(sys, "argv", argv), contextlib.redirect_stderr(stderr), \
             mock.patch("rpg_ms.training.device.set_up", side_effect=Reached):
         try:
-            errors.front_door(DOORS[door].main)
+            commands.run(door)
         except SystemExit as stop:
             return stop.code, stderr.getvalue()
         except Reached:
@@ -64,8 +63,8 @@ def test_set(folder, door, key, value):
 def test_one_broken_key_in_a_file(folder, door, key, value):
     group, name = key.split(".")
     path = folder / "key.yaml"
-    path.write_text(f"train:\n  epochs: 3\n{group if group != 'train' else 'x'}:\n  {name}: {value}\n", encoding="utf-8",
-                    errors="surrogatepass")
+    path.write_text(f"train:\n  epochs: 3\n{group if group != 'train' else 'x'}:\n  {name}: {value}\n",
+                    encoding="utf-8", errors="surrogatepass")
     status, stderr = call(door, path)
     if status != 0:
         assert status == 2 and stderr.count("\n") == 1 and "key.yaml" in stderr, stderr

@@ -8,22 +8,22 @@ import time
 import pytest
 
 from conftest import PROJECT
-from doors import TINY
+from doors import TINY, command, environment
 
 MINDSPORE = "_c_expression"  # its largest library, which is loaded in the middle of its import
 ARGUMENTS = {
     "train.py": ["--config", "tiny.yaml", "--output_dir", "out"],
     "eval.py": ["--config", "tiny.yaml", "--checkpoint_path", "none.ckpt"],
     "export.py": ["--config", "tiny.yaml", "--checkpoint_path", "none.ckpt", "--file_name", "out"],
-    "convert.py": ["--model", "resnet50", "--from", "none.ckpt", "--to", "out.ckpt"],
-    "report.py": ["none", "--output_dir", "out"],
-    "compare.py": ["--config", "tiny.yaml", "--methods", "gmp", "--densities", "0.1"],
+    "convert": ["--model", "resnet50", "--from", "none.ckpt", "--to", "out.ckpt"],
+    "report": ["none", "--output_dir", "out"],
+    "compare": ["--config", "tiny.yaml", "--methods", "gmp", "--densities", "0.1"],
 }
 
 
 def begun(folder, door, *arguments):
     (folder / "tiny.yaml").write_text(TINY)
-    return subprocess.Popen([sys.executable, str(PROJECT / door), *ARGUMENTS[door], *arguments], cwd=folder,
+    return subprocess.Popen(command(door, *ARGUMENTS[door], *arguments), cwd=folder, env=environment(),
                             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, universal_newlines=True)
 
 
@@ -47,7 +47,7 @@ def ended(process, status):
 @pytest.mark.parametrize("door", ARGUMENTS)
 def test_ctrl_c_while_modules_are_imported(tmp_path, door):
     process = begun(tmp_path, door)
-    wait_for(lambda: has_loaded(process, "pydantic_core" if door == "compare.py" else MINDSPORE), process)
+    wait_for(lambda: has_loaded(process, "pydantic_core" if door == "compare" else MINDSPORE), process)
     process.send_signal(signal.SIGINT)
     ended(process, 130)
 

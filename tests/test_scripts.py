@@ -50,8 +50,10 @@ def project(tmp_path):
     shutil.copy(PROJECT / "pyproject.toml", root)
     (root / "config").mkdir()
     (root / "config/quickstart.yaml").write_text("")
-    for door in ("train", "eval", "export", "compare"):
+    for door in ("train", "eval", "export"):
         (root / f"{door}.py").write_text(f"import sys; print('{door}', *sys.argv[1:])")
+    (root / "rpg_ms").mkdir()
+    (root / "rpg_ms/__main__.py").write_text("import sys; print(*sys.argv[1:])")
     return root
 
 
@@ -177,7 +179,6 @@ def test_a_folder_of_somebody_else_is_left_alone(environment, tmp_path):
     ("run_compare.sh", []),
     ("run_compare.sh", ["--methods", "rpg"]),
     ("run_export.sh", ["config/quickstart.yaml"]),
-    ("run_export.sh", ["config/quickstart.yaml", "a.ckpt", "PTH"]),
     ("run_export.sh", ["config/quickstart.yaml", "--seed", "1"]),
 ])
 def test_wrong_arguments(project, script, arguments):
@@ -217,6 +218,12 @@ def test_arguments_reach_the_front_door(project, script, arguments, expected):
     result = run("bash", project / "scripts" / script, *arguments, PYTHON=sys.executable)
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout == expected.format(config=project / "config/quickstart.yaml") + "\n"
+
+
+def test_a_format_that_export_does_not_know():
+    result = run("bash", PROJECT / "scripts/run_export.sh", "config/quickstart.yaml", "a.ckpt", "PTH",
+                 PYTHON=sys.executable, RPG_VENV="/nowhere")
+    fails_with_one_line(result, "export.py: error: argument --file_format: invalid choice: 'PTH'", "MINDIR", status=2)
 
 
 def test_the_projects_environment_comes_before_the_users_python(project):

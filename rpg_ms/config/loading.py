@@ -211,6 +211,10 @@ def _read_text(name: str, label: str, where: str) -> str:
 class _Loader(yaml.SafeLoader):
     """Plain data with YAML 1.2's numbers and booleans: `1e-4` is a number, `no` and dates are text. No duplicate keys."""
 
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """As SafeLoader's, but whole at once: a list or mapping that holds itself is then an error."""
+        return super().construct_object(node, deep=True)
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         """As SafeLoader's, but a key given twice is an error."""
         found = []

@@ -91,7 +91,7 @@ def check_pictures(folder, names):
 
 def test_report_of_one_run_through_the_door(run):
     before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
-    result = door("report.py", "out", cwd=run.parent)
+    result = door("report", "out", cwd=run.parent)
     assert last_json(result)["report"] == "out/report/report.html"
     assert "Warning" not in result.stderr and "Traceback" not in result.stderr
     page = check_pictures(run / "report", {"training", "layers", "cost", "rank_k"})
@@ -299,4 +299,4 @@ def test_folder_that_cannot_be_written(loaded, tmp_path):
     ([], ["RUN_FOLDER"]),
 ])
 def test_mistakes_at_the_door(run, arguments, words):
-    refused(door("report.py", *arguments, cwd=run.parent), *words)
+    refused(door("report", *arguments, cwd=run.parent), *words)
