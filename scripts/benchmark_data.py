@@ -46,7 +46,7 @@ def main():
     step_alone = measure(itertools.repeat(batch), step, args.seconds)
     for config in configs:
         task = create_task(config, ALONE)
-        pipeline_alone = measure(task.train_batches(0, ENDLESS), lambda *batch: None, args.seconds)
+        pipeline_alone = measure(task.train_batches(0, ENDLESS), lambda *arrays: None, args.seconds)
         together = measure(task.train_batches(0, ENDLESS), step, args.seconds)
         rates = {"pipeline": pipeline_alone, "step": step_alone, "together": together}
         rates = {f"{name}_images_per_s": round(config.train.batch_size * rate, 1)

@@ -1,4 +1,4 @@
-"""Runs the front doors as a user does: in processes of their own, from another folder."""
+"""Runs the commands as a user does: in processes of their own, from another folder."""
 import json
 import os
 import subprocess
@@ -42,20 +42,32 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def door(name, *arguments, cwd, timeout=300, **environment):
-    """Run train.py, eval.py or export.py; returns the CompletedProcess."""
-    return _run([str(PROJECT / name), *map(str, arguments)], cwd, timeout, environment)
+def command(name, *arguments):
+    """The command line of a door: a script of the project (`train.py`), or the name of a command (`compare`)."""
+    program = [str(PROJECT / name)] if name.endswith(".py") else ["-m", "rpg_ms", name]
+    return [sys.executable, *program, *map(str, arguments)]
+
+
+def environment(**more):
+    """The environment of a door: `python -m rpg_ms` finds the package from any folder, as where it is installed."""
+    path = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")]))
+    return {**os.environ, "PYTHONPATH": path, **more}
+
+
+def door(name, *arguments, cwd, timeout=300, **variables):
+    """Run a door, named as for `command`; returns the CompletedProcess."""
+    return _run(command(name, *arguments), cwd, timeout, variables)
 
 
 def killed_door(at, name, *arguments, cwd, signal="SIGKILL", timeout=300):
-    """Run a front door that is sent a signal at a call: `at` is "module function before|after count"."""
-    return _run(["-c", KILLER.replace("{signal}", signal), *at.split(), str(PROJECT / name), *map(str, arguments)],
+    """Run a script of the project that is sent a signal at a call: `at` is "module function before|after count"."""
+    return _run([sys.executable, "-c", KILLER.replace("{signal}", signal), *at.split(), *command(name, *arguments)[1:]],
                 cwd, timeout, {})
 
 
-def _run(arguments, cwd, timeout, environment):
-    return subprocess.run([sys.executable, *arguments], cwd=cwd, timeout=timeout, env={**os.environ, **environment},
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
+def _run(line, cwd, timeout, variables):
+    return subprocess.run(line, cwd=cwd, timeout=timeout, env=environment(**variables), stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, universal_newlines=True)
 
 
 def last_json(result):

@@ -111,7 +111,7 @@ def load_weights(path, network, found, allow=(), entry=None, prefix=None, keys=N
 
 
 def _key(keys, name):
-    return (keys or "convert.py --{}").format(name)
+    return (keys or "rpg-ms convert --{}").format(name)
 
 
 def _matched(path, contents, network, prefix, keys):

@@ -71,7 +71,7 @@ def read_weights(path, entry=None, largest=packed.LARGEST):
     return read_file(path, entry, largest).weights
 
 
-def read_file(path, entry=None, largest=packed.LARGEST, entry_key="convert.py --entry"):
+def read_file(path, entry=None, largest=packed.LARGEST, entry_key="rpg-ms convert --entry"):
     """`Contents` of a file; see `read_weights`. `entry_key` is where the user names an entry, for the message."""
     path = Path(path)
     if not path.is_file():

@@ -617,13 +617,13 @@ def test_a_published_sparse_network_is_evaluated_exported_and_converted(sparse):
     assert report["density"] == density and report["nonzero"] == nonzero
     shape = ["--model", "cifar_resnet8", "--num_classes", 10, "--in_channels", 1]
     for source, target in (("sparse.pth", "sparse.ckpt"), ("sparse.ckpt", "back.safetensors")):
-        report = last_json(door("convert.py", *shape, "--from", source, "--to", target, cwd=folder))
+        report = last_json(door("convert", *shape, "--from", source, "--to", target, cwd=folder))
         assert report["nonzero"] == nonzero and report["file"] == target
     back = load_file(folder / "back.safetensors")
     assert sum(np.count_nonzero(value) for name, value in back.items() if value.ndim > 1) == nonzero
-    refused(door("convert.py", *shape[:2], "--from", "sparse.pth", "--to", "x.ckpt", cwd=folder),
+    refused(door("convert", *shape[:2], "--from", "sparse.pth", "--to", "x.ckpt", cwd=folder),
             "sparse.pth does not fit", "linear.weight ((10, 64) in the file, (1000, 64)", "--allow")
-    refused(door("convert.py", *shape, "--from", "sparse.pth", "--to", "x.ckpt", "--prefix", "net", cwd=folder),
+    refused(door("convert", *shape, "--from", "sparse.pth", "--to", "x.ckpt", "--prefix", "net", cwd=folder),
             "sparse.pth: no name begins with 'net.'; there are module.")
 
 
