@@ -65,7 +65,7 @@ def evaluate(config_file, ranks):
     ms.set_seed(7)
     network = create_model("cifar_resnet8", 10, 1)
     sparsify(network)
-    labels = np.concatenate([labels.asnumpy() for _, labels in task.test_batches()])
+    labels = np.concatenate([batch["label"].asnumpy() for batch in task.test_batches()])
     return {**task.evaluate(network), "labels": labels[labels >= 0].tolist(),
             "steps_per_epoch": task.steps_per_epoch}
 

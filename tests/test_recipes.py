@@ -141,7 +141,7 @@ def test_a_recipe_trains_and_prunes(name, roots, pynative):
     network, found = build.build_network(config, task)  # from scratch, as the pretrained weights are not here
     step, _ = build.build_train_step(config, task, network, found.layers, "CPU", ALONE)
     layers = found.layers
-    plain, update, last = task.train_batches(0, 3)
+    plain, update, last = (batch.values() for batch in task.train_batches(0, 3))
 
     before = weights(layers)
     assert np.isfinite(float(step(*plain).asnumpy()))
@@ -149,7 +149,7 @@ def test_a_recipe_trains_and_prunes(name, roots, pynative):
     assert all((w != b).any() for w, b in zip(weights(layers), before))  # the step reaches every layer
 
     assert np.isfinite(float(step(*update).asnumpy()))
-    kept = round(step.calendar.density_at(2) * found.prunable)
+    kept = round(step.pruner.calendar.density_at(2) * found.prunable)
     assert step.record.nonzero == found.nonzero == kept < found.prunable
     in_rank_term = [layer for layer in layers if config.rank.include_dense or layer.kind == "conv"]
     assert len(step.record.ranks) == len(in_rank_term) and -1 <= step.record.rank_loss < 0

@@ -7,6 +7,8 @@ from typing import Iterator
 import mindspore as ms
 from mindspore import nn, ops
 
+AVERAGE = "average:"  # how the names of averaged weights begin in a checkpoint
+
 
 class WeightAverage(nn.Cell):
     """An exponential moving average of a network's weights and statistics, exactly as sparse as the network.
@@ -40,6 +42,10 @@ class WeightAverage(nn.Cell):
             yield
         finally:
             self._swap()
+
+    def state(self) -> dict[str, ms.Parameter]:
+        """The averages, by the names that they have in a checkpoint."""
+        return {AVERAGE + source.name: average for source, average in zip(self.sources, self.averages)}
 
     def _swap(self) -> None:
         for average, source in zip(self.averages, self.sources):

@@ -22,8 +22,6 @@ from rpg_ms.cells.soft_threshold import SoftThreshold
 from rpg_ms.errors import NotFinite
 from rpg_ms.pruning import Pruner, TopologyRecord
 
-AVERAGE = "average:"  # how the names of averaged weights begin in a checkpoint
-
 
 @dataclass(frozen=True)
 class StepOptions:
@@ -251,8 +249,7 @@ class SparseTrainStep(nn.Cell):
         if self.soft_threshold is not None:
             parameters.update({f"soft:{name}": value for name, value in self.soft_threshold.state().items()})
         if self.average is not None:
-            for source, average in zip(self.average.sources, self.average.averages):
-                parameters[AVERAGE + source.name] = average
+            parameters.update(self.average.state())
         return parameters, {"step": self.step_number, **(self.pruner.state() if self.pruner is not None else {})}
 
     def load_state(self, parameters: dict[str, ms.Tensor], values: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import ops
 
-from rpg_ms.cells.train_step import AVERAGE
+from rpg_ms.cells.average import AVERAGE
 from rpg_ms.errors import NotFinite, UserError, one_line
 from rpg_ms.files import atomic_path
 from rpg_ms.weights import load_weights, packed

@@ -12,7 +12,7 @@ DEVICE_PATH = [*sorted(f"rpg_ms/cells/{file.name}" for file in (PROJECT / "rpg_m
                "rpg_ms/training/distributed.py", "rpg_ms/models/resnet_cifar.py", "rpg_ms/models/vgg_cifar.py"]
 MODULES = {"ops": ops, "nn": nn, "amp": amp}
 # Not operators, but ways to write programs.
-PROGRAM = {"nn.Cell", "ops.value_and_grad", "ops.stop_gradient", "ops.depend"}
+PROGRAM = {"nn.Cell", "ops.value_and_grad", "ops.stop_gradient", "ops.depend", "amp.LossScaler"}
 # Of the backend "gram", which is refused on anything but a CPU.
 CPU_ONLY = {"ops.Custom"}
 

@@ -29,14 +29,14 @@ class Samples:
     def __getitem__(self, i):
         if i == self.lethal:
             os.kill(os.getpid(), signal.SIGKILL)
-        return np.full((1, 362, 362), i, np.float32), np.int32(i)
+        return {"image": np.full((1, 362, 362), i, np.float32), "label": np.int32(i)}
 
 
 def test_a_dead_worker_is_an_error_of_one_line_and_what_was_made_before_is_kept():
     seen = []
     with pytest.raises(CutShort, match=r"data\.workers: worker \d+, of 2, is dead \(SIGKILL\); .*memory") as error:
-        for images, labels in batches(Samples(80, lethal=5 * BATCH), BATCH, 2):
-            seen += labels.asnumpy().tolist()
+        for batch in batches(Samples(80, lethal=5 * BATCH), BATCH, 2):
+            seen += batch["label"].asnumpy().tolist()
     assert seen == list(range(5 * BATCH)) and error.value.status == 1
     assert not multiprocessing.active_children()
 
@@ -93,7 +93,7 @@ def test_no_shared_memory_is_needed():
         pytest.skip("no mount namespaces here")
     code = ("import sys; sys.path[:0] = sys.argv[1:]\n"
             "from test_workers import Samples, batches\n"
-            "print(sum(labels.asnumpy().sum() for _, labels in batches(Samples(40), 4, 2)))")
+            "print(sum(batch['label'].asnumpy().sum() for batch in batches(Samples(40), 4, 2)))")
     result = subprocess.run([*tiny, sys.executable, "-c", code, str(PROJECT), str(PROJECT / "tests"),
                              str(PROJECT / "tests/data")], stdout=subprocess.PIPE, timeout=100, universal_newlines=True)
     assert result.stdout == f"{sum(range(40))}\n"

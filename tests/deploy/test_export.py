@@ -43,7 +43,7 @@ def pynative():
 @pytest.fixture(scope="module")
 def task():
     return create_task(Config(model=ModelConfig(name="cifar_resnet8"), data=DataConfig(limit=96),
-                                 train=TrainConfig(batch_size=8, eval_batch_size=48)), ALONE)
+                              train=TrainConfig(batch_size=8, eval_batch_size=48)), ALONE)
 
 
 def pruned(network, density=0.3):
@@ -94,7 +94,7 @@ def test_every_family_in_onnxruntime(family, task, tmp_path, monkeypatch):
     network, found = pruned(FAMILIES[family](monkeypatch))
     classes = [type(cell) for _, cell in network.cells_and_names()]
     report = export(network, found, task, "ONNX", tmp_path / "net", batch_size=16)
-    images = task.test_images(16)
+    images = task.inputs(16)
     session = onnxruntime.InferenceSession(str(tmp_path / "net.onnx"))
     outputs = session.run(None, {"images": images})[0]
     expected = network.set_train(False)(ms.Tensor(images)).asnumpy()
@@ -151,7 +151,7 @@ def test_pixels_in_probabilities_out_for_any_batch(file_format, small, task, tmp
         assert pixels.max() > 200
         outputs = graph(ms.Tensor(pixels)).asnumpy() if file_format == "MINDIR" \
             else session.run(None, {"images": pixels})[0]
-        expected = ops.softmax(network(ms.Tensor(task.test_images(batch))), 1).asnumpy()
+        expected = ops.softmax(network(ms.Tensor(task.inputs(batch))), 1).asnumpy()
         assert outputs.shape == (batch, 10) and np.abs(outputs - expected).max() < 1e-5
         assert np.allclose(outputs.sum(1), 1)
     assert report["input_shape"] == [None, 1, 28, 28] and report["input_values"] == "pixels, 0 to 255"

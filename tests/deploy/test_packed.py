@@ -17,7 +17,6 @@ from rpg_ms.cells import sparsify
 from rpg_ms.cells.masked import set_topology
 from rpg_ms.deploy import packed as deploy_packed
 from rpg_ms.deploy.export import export
-from rpg_ms.config import Config, ModelConfig
 from rpg_ms.errors import UserError
 from rpg_ms.models import create_model
 from rpg_ms.training.checkpoint import load_network
@@ -244,8 +243,11 @@ def test_size_at_98_percent(spread):
 class FirstWeight:
     """A task whose figure is the sum of one layer's weights."""
 
-    config = Config(model=ModelConfig(name="cifar_resnet8"))
-    classes, input_shape = 10, (1, 28, 28)
+    def about(self):
+        return {name: ABOUT[name] for name in ("task", "model", "num_classes", "input_shape")}
+
+    def compile_evaluation(self, network):
+        pass
 
     def evaluate(self, network):
         return {"top1": float(network.linear.weight.asnumpy().astype(np.float64).sum())}
@@ -322,9 +324,10 @@ def test_float16_networks(tmp_path, value_type):
         layer.weight.set_dtype(ms.float16)
     network.linear.bias.set_dtype(ms.float16)
     before = values(network)
-    after = write_packed(tmp_path / "x.packed", network, value_type, ABOUT)
+    packed(tmp_path / "x.packed", network, found, value_type)
+    after = read_weights(tmp_path / "x.packed")
     assert before["conv1.weight"].dtype == after["conv1.weight"].dtype == np.float16
-    assert same(after, read_weights(tmp_path / "x.packed"))
+    assert same(before, values(network))
     if value_type == "int8":
         assert all(np.allclose(after[name], before[name], atol=4 / 126) for name in before)
     else:

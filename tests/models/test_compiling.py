@@ -11,7 +11,7 @@ from doors import TINY, door, last_json, refused
 from rpg_ms.config import load_config
 from rpg_ms.errors import UserError
 from rpg_ms.models.compiling import reason
-from rpg_ms.tasks import Classification
+from rpg_ms.tasks import create_task
 from rpg_ms.training import build
 from rpg_ms.training.distributed import ALONE
 
@@ -109,7 +109,7 @@ def built(folder, monkeypatch):
 
     def build_all(name, *changes):
         config = load_config("tiny.yaml", [f"model.name=my_graphs:{name}", *changes])
-        task = Classification(config, ALONE)
+        task = create_task(config, ALONE)
         network, found = build.build_network(config, task)
         step, _ = build.build_train_step(config, task, network, found.layers, "CPU", ALONE)
         return config, task, network, step
@@ -176,9 +176,9 @@ def test_nothing_is_compiled_twice(built, changes, cells, monkeypatch):
     assert step.training and network.training
     batches = iter(task.train_batches(0, 2))
     if step.can_sink():
-        step.sink([next(batches), next(batches)])
+        step.sink([tuple(next(batches).values()) for _ in range(2)])
     else:
-        step(*next(batches))
+        step(*next(batches).values())
     task.evaluate(network)
     assert all(compiled[name] == 1 for name in cells), compiled
 
