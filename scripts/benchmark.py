@@ -78,7 +78,8 @@ def main() -> None:
 
 def step() -> Iterator[Figure]:
     """Masked against dense training steps, both compiled, same optimizer and batch."""
-    for key, name, batch, size, rounds in (("resnet20", "cifar_resnet20", 128, 32, 20), ("resnet50", "resnet50", 8, 224, 6)):
+    for key, name, batch, size, rounds in (("resnet20", "cifar_resnet20", 128, 32, 20),
+                                           ("resnet50", "resnet50", 8, 224, 6)):
         dense, masked = dense_step(name, size), masked_step(name, size)
         inputs = batch_of(batch, size)
         for _ in range(2):
@@ -131,9 +132,9 @@ def topology() -> Iterator[Figure]:
 def rank() -> Iterator[Figure]:
     """Loss, k and gradient of every convolution, by the package's host backend and by plain decompositions.
 
-    The host backend calls NumPy's `eigh`. Calling the parts of LAPACK's driver one by one, so that only the eigenvectors
-    of the tail are transformed back, takes 0.57 times the CPU seconds: under 1 % of a training step at an update every
-    100 steps, which 72 lines of ctypes are not worth.
+    The host backend calls NumPy's `eigh`. Calling the parts of LAPACK's driver one by one, so that only the
+    eigenvectors of the tail are transformed back, takes 0.57 times the CPU seconds: under 1 % of a training step at
+    an update every 100 steps, which 72 lines of ctypes are not worth.
     """
     import mindspore as ms
     from mindspore import ops
@@ -226,7 +227,8 @@ def start() -> Iterator[Figure]:
     later = [min(seconds(lambda: cell(*inputs).asnumpy()) for _ in range(3)) for cell in (dense, masked)]
     yield ("start_compile", "compiling the masked / the dense step of CIFAR ResNet-20",
            "编译 CIFAR ResNet-20 的掩码步 / 稠密步", round((first[1] - later[1]) / (first[0] - later[0]), 2), None)
-    yield ("start_compile_seconds", "compiling the masked step, seconds", "编译掩码步，秒", round(first[1] - later[1], 1), None)
+    yield ("start_compile_seconds", "compiling the masked step, seconds", "编译掩码步，秒",
+           round(first[1] - later[1], 1), None)
     with tempfile.TemporaryDirectory() as folder:
         log = subprocess.run(
             [sys.executable, "-c", "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True); "
