@@ -1,8 +1,13 @@
 """The rank term by `ops.svd`: the definition, as MindSpore operators."""
 from __future__ import annotations
 
+from typing import TypeVar
+
 import mindspore as ms
+import numpy as np
 from mindspore import Tensor, ops
+
+Array = TypeVar("Array", Tensor, np.ndarray)
 
 
 def svd_dtype() -> ms.Type:
@@ -47,7 +52,7 @@ def normalise(matrix: Tensor) -> tuple[Tensor, Tensor]:
     return scaled / norm, norm * scale
 
 
-def closed_form(residual, tail, normalised, norm):
+def closed_form(residual: Array, tail: Array | float, normalised: Array, norm: Array | float) -> Array:
     """The gradient `-(2 / ||W||_F) (R - t_k W^)`, of tensors or of NumPy arrays."""
     return (residual - tail * normalised) * (-2.0 / norm)
 
