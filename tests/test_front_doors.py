@@ -147,7 +147,7 @@ def test_second_run_in_the_same_folder_loses_nothing(run):
 
 
 @pytest.mark.parametrize("damage, words", [
-    ("missing", ["no such checkpoint"]), ("folder", ["a directory"]), ("empty", ["truncated"]),
+    ("missing", ["no such checkpoint"]), ("folder", ["a directory"]), ("empty", ["an empty file"]),
     ("truncated", ["truncated"]), ("flipped", ["checksum is wrong"]), ("text", ["not a checkpoint"]),
     ("foreign", ["not found: conv1.weight", "not used: x"])])
 def test_bad_checkpoints(run, tmp_path, damage, words):
@@ -156,7 +156,7 @@ def test_bad_checkpoints(run, tmp_path, damage, words):
     if damage == "folder":
         path.mkdir()
     elif damage == "foreign":
-        ms.save_checkpoint([{"name": "x", "data": ms.Tensor(1.0)}], str(path), crc_check=True)
+        ms.save_checkpoint([{"name": "x", "data": ms.Tensor([1.0, 2.0])}], str(path), crc_check=True)
     elif damage != "missing":
         flipped = bytearray(whole)
         flipped[len(whole) // 2] ^= 1
