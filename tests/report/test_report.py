@@ -105,7 +105,7 @@ def test_report_of_one_run_through_the_door(run):
 def test_the_numbers_are_those_of_the_checkpoint(run, loaded):
     values = ms.load_checkpoint(str(run / "last.ckpt"))
     summary = json.loads((run / "summary.json").read_text())
-    assert loaded.label == "rpg" and loaded.sparsity == 80 and loaded.top1 == summary["top1"]
+    assert loaded.label == "rpg" and loaded.sparsity == 80 and loaded.measured == summary["top1"]
     assert loaded.total("weights") == summary["prunable"] and loaded.total("nonzero") == summary["nonzero"]
     trained = [value.size for name, value in values.items()
                if name.endswith((".weight", ".bias", ".gamma", ".beta")) and ":" not in name]
@@ -197,8 +197,8 @@ def test_seeds_that_are_not_of_one_experiment_are_pointed_out(loaded, tmp_path):
 
 def test_a_label_that_matplotlib_would_leave_out_and_a_line_of_one_point(loaded):
     labels = "_mine", "rpg"
-    figure = figures.accuracy_by_sparsity(by_label_and_sparsity(
-        [dataclasses.replace(loaded, label=label) for label in labels]))
+    figure = figures.figure_by_sparsity(by_label_and_sparsity(
+        [dataclasses.replace(loaded, label=label) for label in labels]), loaded.figure)
     assert [text.get_text().strip() for text in figure.legends[0].get_texts()] == list(labels)
     axes = figures.training(dataclasses.replace(loaded, train=loaded.train[:1])).axes
     assert [axes[i].lines[0].get_marker() for i in (1, 3)] == ["o", "o"]
@@ -223,7 +223,7 @@ def test_shape_and_classes_without_the_dataset(tmp_path):
                        crc_check=True)
     (tmp_path / "metrics.jsonl").write_text("")
     run = load_run(tmp_path)
-    assert run.input_shape == (3, 16, 16) and run.layers[-1].shape == (7, 64) and run.top1 is None
+    assert run.input_shape == (3, 16, 16) and run.layers[-1].shape == (7, 64) and run.measured is None
     assert run.layers[0].dense_flops == 16 * 27 * 256 and run.state == "unfinished at step 3 of 9"
     write_report([run], tmp_path / "report")
     check_pictures(tmp_path / "report", {"training", "layers", "cost"})
