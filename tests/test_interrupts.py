@@ -1,5 +1,4 @@
 """Ctrl-C and SIGTERM, at any time; what is imported, compiled or waited for does not matter."""
-import os
 import signal
 import subprocess
 import sys

@@ -76,8 +76,7 @@ class Sparsified:
         """Share of prunable positions whose mask is 1."""
         return self.nonzero / self.prunable
 
-    @property
-    def rank(self):
+    def mean_rank(self):
         """Numeric rank of the weights in percent of the full rank, mean over the layers; singular values, so slow."""
         return mean_rank([layer.weight.asnumpy() for layer in self.layers])
 

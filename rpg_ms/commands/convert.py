@@ -17,11 +17,11 @@ def main(parser: argparse.ArgumentParser) -> None:
     from rpg_ms.weights import load_weights, write_weights
 
     network = create_model(args.model, args.num_classes, args.in_channels, args.image_size, args.width)
-    found = sparsify(network)
-    load_weights(args.source, network, found, args.allow, args.entry, args.prefix, "--{}")
+    sparsified = sparsify(network)
+    load_weights(args.source, network, sparsified, args.allow, args.entry, args.prefix, "--{}")
     write_weights(args.target, network)
-    print(json.dumps({"file": args.target, "model": args.model, "density": found.density,
-                      "nonzero": found.nonzero, "prunable": found.prunable}))
+    print(json.dumps({"file": args.target, "model": args.model, "density": sparsified.density,
+                      "nonzero": sparsified.nonzero, "prunable": sparsified.prunable}))
 
 
 def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:

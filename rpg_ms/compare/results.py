@@ -16,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 
 import rpg_ms
-from rpg_ms.compare.cells import percent
+from rpg_ms.compare.grid import percent
 from rpg_ms.errors import UserError
 from rpg_ms.files import atomic_path
 from rpg_ms.json_files import read_json
@@ -62,36 +62,36 @@ def _version(name):
         return "unknown"
 
 
-def collect(cells, failures, command, config_file, settings):
+def collect(runs, failures, command, config_file, settings):
     """The document of a comparison, from what lies in the runs' folders.
 
     Args:
-        cells: list of `rpg_ms.compare.cells.Cell`.
-        failures: why runs failed, by the cell's folder.
+        runs: list of `rpg_ms.compare.grid.GridRun`.
+        failures: why runs failed, by the run's folder.
         command: the command line, as one string.
         config_file: file of the configuration.
         settings: the `--set` values that all runs share.
     """
-    environments, runs, dates = [], [], []
-    for cell in cells:
-        run = {"label": cell.entry.label, "method": cell.entry.method, "settings": list(cell.entry.settings),
-               "target_density": cell.density, "seed": cell.seed}
-        summary = cell.summary()
+    environments, lines, dates = [], [], []
+    for run in runs:
+        line = {"label": run.entry.label, "method": run.entry.method, "settings": list(run.entry.settings),
+                "target_density": run.density, "seed": run.seed}
+        summary = run.summary()
         if summary is not None:
-            run["status"] = "finished"
-            names = (*(figure.name for figure in TASKS[cell.config.task].figures), *FIGURES)
-            run.update({name: summary[name] for name in names if name in summary})
-            run["environment"] = _index(environments, cell.folder / "environment.json")
-            dates.append(os.path.getmtime(cell.folder / "summary.json"))
-        elif cell.folder in failures:
-            run.update(status="failed", reason=failures[cell.folder])
+            line["status"] = "finished"
+            names = (*(figure.name for figure in TASKS[run.config.task].figures), *FIGURES)
+            line.update({name: summary[name] for name in names if name in summary})
+            line["environment"] = _index(environments, run.folder / "environment.json")
+            dates.append(os.path.getmtime(run.folder / "summary.json"))
+        elif run.folder in failures:
+            line.update(status="failed", reason=failures[run.folder])
         else:
-            run["status"] = "cut off" if cell.begun else "missing"
-        runs.append(run)
-    return {"command": command, "config": config_file, "settings": list(settings), "task": cells[0].config.task,
-            "evaluated_on": "validation" if cells[0].config.data.validation > 0 else "test",
+            line["status"] = "cut off" if run.begun else "missing"
+        lines.append(line)
+    return {"command": command, "config": config_file, "settings": list(settings), "task": runs[0].config.task,
+            "evaluated_on": "validation" if runs[0].config.data.validation > 0 else "test",
             "date": time.strftime("%Y-%m-%d", time.gmtime(max(dates, default=None))),
-            "environments": environments, "runs": runs}
+            "environments": environments, "runs": lines}
 
 
 def _index(environments, path):
@@ -122,22 +122,22 @@ def write(document, folder):
         raise UserError(f"--results: {folder} cannot be written: {error.strerror}") from None
 
 
-def draw(cells, folder):
+def draw(runs, folder):
     """Write the report on the finished runs into a folder; returns what is missing from it, a line each."""
-    finished = [cell for cell in cells if cell.summary() is not None]
+    finished = [run for run in runs if run.summary() is not None]
     if not finished:
         return []
-    runs, problems = [], []
+    loaded, problems = [], []
     try:
         from rpg_ms.report import load_run, write_report
 
-        for cell in finished:
+        for run in finished:
             try:
-                runs.append(load_run(cell.folder, cell.entry.label))
+                loaded.append(load_run(run.folder, run.entry.label))
             except UserError as error:
                 problems.append(str(error))
-        if runs:
-            write_report(runs, folder)
+        if loaded:
+            write_report(loaded, folder)
     except (UserError, ImportError) as error:
         problems.append(f"any run: {error}")
     return problems

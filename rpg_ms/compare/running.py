@@ -1,4 +1,4 @@
-"""Running the cells, one after the other, each in a process of its own."""
+"""Running what a comparison asks for, one after the other, each in a process of its own."""
 from __future__ import annotations
 
 import fcntl
@@ -86,61 +86,61 @@ def _ignore_ctrl_c():
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def run_missing(cells, output_dir, write):
+def run_missing(runs, output_dir, write):
     """Run what is not finished, one after the other, with a line on stdout each; a failure ends no other.
 
     Args:
-        cells: list of `rpg_ms.compare.cells.Cell`.
-        output_dir: folder of the cells' folders.
+        runs: list of `rpg_ms.compare.grid.GridRun`.
+        output_dir: folder of the runs' folders.
         write: called before the first run and after every run with the failures so far.
 
     Returns:
-        `(failures, signal)`: why runs failed, by the cell's folder; and the signal that stopped it, or None.
+        `(failures, signal)`: why runs failed, by the run's folder; and the signal that stopped it, or None.
     """
     failures = {}
     with _only_one_at_work(output_dir) as lock, Interruption() as interruption:
         write(failures)
-        for number, cell in enumerate(cells, 1):
-            print(f"[{number}/{len(cells)}] {cell.name}: ", end="", flush=True)
-            if cell.summary() is not None:
-                print(f"{_in_words(cell)}, there already", flush=True)
+        for number, run in enumerate(runs, 1):
+            print(f"[{number}/{len(runs)}] {run.name}: ", end="", flush=True)
+            if run.summary() is not None:
+                print(f"{_in_words(run)}, there already", flush=True)
                 continue
-            failure = None if interruption.signal else _run(cell, interruption, lock)
-            if interruption.signal and cell.summary() is None:
+            failure = None if interruption.signal else _train(run, interruption, lock)
+            if interruption.signal and run.summary() is None:
                 print("stopped", flush=True)
                 break
             if failure is not None:
-                failures[cell.folder] = failure
-            print(f"failed: {failure}" if failure is not None else _in_words(cell), flush=True)
+                failures[run.folder] = failure
+            print(f"failed: {failure}" if failure is not None else _in_words(run), flush=True)
             write(failures)
         write(failures)
     return failures, interruption.signal
 
 
-def _in_words(cell):
-    summary, figure = cell.summary(), TASKS[cell.config.task].figure
+def _in_words(run):
+    summary, figure = run.summary(), TASKS[run.config.task].figure
     return f"{figure.label} {summary[figure.name]:.2f} {figure.unit}, {summary['seconds'] / 60:.1f} min"
 
 
-def _run(cell, interruption, lock):
-    """Train a cell to its end, from its last checkpoint if there is one; what it prints goes to train.log.
+def _train(run, interruption, lock):
+    """Train a run to its end, from its last checkpoint if there is one; what it prints goes to train.log.
 
     Returns None, or in one line why the run failed.
     """
     try:
-        cell.folder.mkdir(parents=True, exist_ok=True)
-        with atomic_path(cell.folder / "environment.json") as path:
+        run.folder.mkdir(parents=True, exist_ok=True)
+        with atomic_path(run.folder / "environment.json") as path:
             path.write_text(json.dumps(environment(), indent=2) + "\n", encoding="utf-8")
-        with open(cell.folder / "train.log", "a+b") as log:
+        with open(run.folder / "train.log", "a+b") as log:
             start = log.seek(0, os.SEEK_END)
-            status = interruption.call([sys.executable, "-m", "rpg_ms", "train", *cell.arguments], pass_fds=[lock],
+            status = interruption.call([sys.executable, "-m", "rpg_ms", "train", *run.arguments], pass_fds=[lock],
                                        stdin=subprocess.DEVNULL, stdout=log, stderr=log)
             log.seek(start)
             printed = log.read().decode(errors="replace")
     except OSError as error:
-        return f"{cell.folder} cannot be written: {error.strerror}"
+        return f"{run.folder} cannot be written: {error.strerror}"
     try:
-        return None if cell.summary() is not None else reason(printed, status)
+        return None if run.summary() is not None else reason(printed, status)
     except UserError as error:
         return str(error)
 

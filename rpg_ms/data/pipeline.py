@@ -27,7 +27,7 @@ class TrainSamples:
     Every epoch is a new permutation of all images; the images left over after the last full global batch are dropped.
     """
 
-    def __init__(self, images, transform, batch_size, seed, first_step, last_step, rank=0, ranks=1):
+    def __init__(self, images, transform, batch_size, seed, first_step, last_step, rank=0, world_size=1):
         self.images = images
         self.transform = transform
         self.batch_size = batch_size
@@ -35,8 +35,8 @@ class TrainSamples:
         self.first_step = first_step
         self.last_step = last_step
         self.rank = rank
-        self.ranks = ranks
-        self.steps_per_epoch = len(images) // (batch_size * ranks)
+        self.world_size = world_size
+        self.steps_per_epoch = len(images) // (batch_size * world_size)
         self._order = (None, None)
 
     def __len__(self):
@@ -45,7 +45,7 @@ class TrainSamples:
     def __getitem__(self, i):
         step, slot = divmod(int(i), self.batch_size)
         epoch, step = divmod(self.first_step + step, self.steps_per_epoch)
-        position = (step * self.ranks + self.rank) * self.batch_size + slot
+        position = (step * self.world_size + self.rank) * self.batch_size + slot
         image = int(self._epoch_order(epoch)[position])
         _seed_generators(self.seed, epoch, image)
         return apply(self.transform, self.images.sample(image))
@@ -63,12 +63,12 @@ class EvalSamples:
         padding: what a repeat has in the place of its own, such as `{"label": -1}`.
     """
 
-    def __init__(self, images, transform, batch_size, padding, rank=0, ranks=1):
+    def __init__(self, images, transform, batch_size, padding, rank=0, world_size=1):
         self.images = images
         self.transform = transform
         self.padding = padding
-        self.mine = range(rank, len(images), ranks)
-        share = -(-len(images) // ranks)  # every rank runs as many batches as the one with most images
+        self.mine = range(rank, len(images), world_size)
+        share = -(-len(images) // world_size)  # every rank runs as many batches as the one with most images
         self.length = -(-share // batch_size) * batch_size
 
     def __len__(self):

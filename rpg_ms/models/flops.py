@@ -34,7 +34,7 @@ def try_image(network, input_shape):
         ms.set_context(mode=mode)
 
 
-def layer_flops(network, found, input_shape):
+def layer_flops(network, sparsified, input_shape):
     """Multiply-adds of each layer for one input, which are often called FLOPs.
 
     A weight is used once at every position of its layer: of the output for a convolution, of the input for a
@@ -44,11 +44,11 @@ def layer_flops(network, found, input_shape):
 
     Args:
         network: the masked network, in any mode; its weights and statistics stay as they are.
-        found: its `Sparsified`.
+        sparsified: its `Sparsified`.
         input_shape: shape of one input without the batch, such as `(channels, height, width)`.
 
     Returns:
-        `(layers, others)`. `layers`: a list of (int, int), one a layer of `found.layers`: multiply-adds of the dense
+        `(layers, others)`. `layers`: a list of (int, int), one a layer of `sparsified.layers`: multiply-adds of the dense
         layer, and of the non-zeros, the weights that its mask keeps. A layer that the forward pass leaves out has
         (0, 0). `others`: multiply-adds of the convolutions and dense layers that are not pruned (excluded, frozen).
     """
@@ -66,6 +66,6 @@ def layer_flops(network, found, input_shape):
         for hook in hooks:
             hook.remove()
     layers = [(positions[id(layer.weight)] * layer.mask.size,
-               positions[id(layer.weight)] * int(np.count_nonzero(layer.mask.asnumpy()))) for layer in found.layers]
+               positions[id(layer.weight)] * int(np.count_nonzero(layer.mask.asnumpy()))) for layer in sparsified.layers]
     sizes = {id(cell.weight): cell.weight.size for cell in cells}
     return layers, sum(count * sizes[key] for key, count in positions.items()) - sum(dense for dense, _ in layers)

@@ -1,7 +1,6 @@
 """Who decides which weights stay, and when that is decided anew. NumPy alone: exact, and the same in every process."""
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Optional, Sequence
 

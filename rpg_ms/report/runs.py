@@ -191,15 +191,15 @@ def _read_checkpoint(path, config):
     from rpg_ms.training.distributed import ALONE
 
     task = create_task(config, ALONE, weights=path)
-    network, found = build.build_network(config, task, mixed_precision=False)
-    state = checkpoint.load_network(path, network, found)
+    network, sparsified = build.build_network(config, task, mixed_precision=False)
+    state = checkpoint.load_network(path, network, sparsified)
     if state["step"] is None:
         raise UserError(f"{path}: not a checkpoint of a training run")
     cells = {id(cell.weight): cell for _, cell in network.cells_and_names() if hasattr(cell, "weight")}
-    flops, other_flops = layer_flops(network, found, task.input_shape)
+    flops, other_flops = layer_flops(network, sparsified, task.input_shape)
     layers = tuple(_layer(layer, cells[id(layer.weight)], config.rank.include_dense, *costs)
-                   for layer, costs in with_bar(list(zip(found.layers, flops))))
-    return state, layers, parameter_count(network) - found.prunable, other_flops, task.input_shape
+                   for layer, costs in with_bar(list(zip(sparsified.layers, flops))))
+    return state, layers, parameter_count(network) - sparsified.prunable, other_flops, task.input_shape
 
 
 def _layer(layer, cell, rank_takes_dense, dense_flops, flops):

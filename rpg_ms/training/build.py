@@ -4,7 +4,6 @@ from __future__ import annotations
 import atexit
 import tempfile
 
-import mindspore as ms
 import numpy as np
 from mindcv.optim.adamw import AdamW
 from mindcv.scheduler.dynamic_lr import cosine_decay_refined_lr, linear_refined_lr, multi_step_lr
@@ -36,20 +35,20 @@ def build_network(config, task, pretrained=None, mixed_precision=True):
     model = config.model
     network = task.network()
     try:
-        found = sparsify(network, config.pruning.exclude)
+        sparsified = sparsify(network, config.pruning.exclude)
     except NothingMatches as error:
         raise UserError(f"pruning.exclude: {error}") from None
     except ValueError as error:
         raise UserError(f"model.name: {model.name}: {error}") from None
     if pretrained is not None:
         try:
-            load_weights(pretrained, network, found, model.pretrained_allow, model.pretrained_entry,
+            load_weights(pretrained, network, sparsified, model.pretrained_allow, model.pretrained_entry,
                          model.pretrained_prefix, "model.pretrained_{}")
         except UserError as error:
             raise UserError(f"model.pretrained: {error}") from None
     if mixed_precision and config.train.amp_level != "O0":
         network = _mixed_precision(network, config.train.amp_level)
-    return network, found
+    return network, sparsified
 
 
 def _mixed_precision(network, level):
@@ -108,7 +107,7 @@ def build_optimizer(config, parameters, rates):
     return {"adam": nn.Adam, "adamw": AdamW}[config.name](groups, rates)
 
 
-def build_train_step(config, task, network, layers, device, ranks):
+def build_train_step(config, task, network, layers, device, world):
     """The train-one-step cell of a configuration, with its optimizer: `(SparseTrainStep, learning rates)`.
 
     Puts the masks that the method starts from in place.
@@ -127,7 +126,7 @@ def build_train_step(config, task, network, layers, device, ranks):
         soft_threshold = SoftThreshold(layers)
         parameters = soft_threshold.trained(parameters)
     optimizer = build_optimizer(config.optimizer, parameters, rates)
-    reduce = ranks.mean_of_gradients()
+    reduce = world.mean_of_gradients()
     options = StepOptions(
         micro_batches=train.micro_batches, clip_norm=train.clip_norm, reduce=reduce,
         sink_size=sink_size(config, device, task.steps_per_epoch),

@@ -58,23 +58,23 @@ class Checkpoints:
     Args:
         folder: the run's folder.
         keep: how many to keep.
-        ranks: `rpg_ms.training.distributed.Ranks`; all of them read, the first one writes.
+        world: `rpg_ms.training.distributed.World`; all of its processes read, the first one writes.
     """
 
-    def __init__(self, folder, keep, ranks):
+    def __init__(self, folder, keep, world):
         self.folder = Path(folder)
         self.steps = self.folder / "checkpoints"
         self.last = self.folder / "last.ckpt"
         self.best = self.folder / "best.ckpt"
         self.keep = keep
-        self.ranks = ranks
+        self.world = world
 
     def save(self, network, step_cell, state, is_best):
         """Write the checkpoint of a step; once it is safely on disk, the older ones beyond `keep` go.
 
         So do those of later steps: damaged ones, which `restore` has passed over.
         """
-        if not self.ranks.first:
+        if not self.world.first:
             return
         self.steps.mkdir(exist_ok=True)
         path = self.steps / f"step-{state['step']:09d}.ckpt"
@@ -87,14 +87,14 @@ class Checkpoints:
         for stale in files[:newest] + files[newest + self.keep:]:
             stale.unlink()
 
-    def restore(self, network, step_cell, report):
+    def restore(self, network, step_cell, report, names=()):
         """Load the newest whole checkpoint and return its state, or None if there is none.
 
-        A damaged one is named to `report` and the one before it used.
+        A damaged one is named to `report` and the one before it used. The state has at least the `names`.
 
         Raises:
-            UserError: checkpoints are there, but all are damaged, or the newest whole one is of another network or
-                lacks state that this training needs.
+            UserError: checkpoints are there, but all are damaged, or the newest whole one is of another network or of
+                an earlier version, or lacks state that this training needs.
         """
         damaged = []
         for path in self._newest_first():
@@ -107,8 +107,11 @@ class Checkpoints:
                 report(str(error))
                 continue
             state = _load_network(path, values, network)
+            lacking = [name for name in names if name not in state]
+            if lacking:
+                raise UserError(f"{path}: holds no {', '.join(lacking)}: a checkpoint of an earlier version of rpg_ms")
             _load_training(path, values, state, step_cell)
-            if self.ranks.first:  # the run may have ended before the file had its other names
+            if self.world.first:  # the run may have ended before the file had its other names
                 _link(path, self.last)
                 if state["best_step"] == state["step"]:
                     _link(path, self.best)
@@ -150,7 +153,7 @@ def save(path, network, step_cell, state):
             logging.disable(logging.NOTSET)
 
 
-def load_network(path, network, found, average=False):
+def load_network(path, network, sparsified, average=False):
     """Read a file's network parameters into `network` and return the checkpoint's state.
 
     Besides checkpoints of training runs this takes any file of weights (`rpg_ms.weights.load_weights`), whose state
@@ -159,7 +162,7 @@ def load_network(path, network, found, average=False):
     Args:
         path: file to read.
         network: the masked network.
-        found: its `Sparsified`.
+        sparsified: its `Sparsified`.
         average: whether to take the exponential moving average of the weights in their place.
 
     Raises:
@@ -169,8 +172,8 @@ def load_network(path, network, found, average=False):
     if not isinstance(values.get(STATE), str):
         if average:
             raise UserError(f"{path}: not a checkpoint of a training run, so it holds no average of the weights")
-        load_weights(path, network, found)
-        return _packed_state(path, found) if packed.is_packed(path) else {"step": None, "seconds": None}
+        load_weights(path, network, sparsified)
+        return _packed_state(path, sparsified) if packed.is_packed(path) else {"step": None, "seconds": None}
     state = _load_network(path, values, network)
     if average:
         averages = {name[len(AVERAGE):]: value for name, value in values.items() if name.startswith(AVERAGE)}
@@ -202,11 +205,11 @@ def _load_network(path, values, network):
     return state
 
 
-def _packed_state(path, found):
+def _packed_state(path, sparsified):
     header = packed.read_header(path)
-    if (header.nonzero, header.prunable) != (found.nonzero, found.prunable):
+    if (header.nonzero, header.prunable) != (sparsified.nonzero, sparsified.prunable):
         raise UserError(f"{path}: {header.nonzero} of {header.prunable} prunable weights are kept, not "
-                        f"{found.nonzero} of {found.prunable}: packed with another pruning.exclude")
+                        f"{sparsified.nonzero} of {sparsified.prunable}: packed with another pruning.exclude")
     return {"step": header.about.step, "seconds": header.about.seconds}
 
 

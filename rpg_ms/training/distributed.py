@@ -22,7 +22,7 @@ from rpg_ms.models.flops import STATISTICS  # the parameters in which ranks may 
 
 
 def join():
-    """This process's place among the ranks: `Ranks`.
+    """The ranks of the run, as this process sees them: a `World`.
 
     Started by msrun it connects to the other ranks, and every rank but the first prints nothing more to stdout.
     Started by hand it is the only one. To be called when the device is chosen and before the first Tensor is
@@ -40,13 +40,13 @@ def join():
         communication.init()
     except RuntimeError as error:
         raise UserError(f"cannot join the other ranks: {str(error).splitlines()[0]}") from None
-    ranks = Ranks(communication.get_rank(), communication.get_group_size())
-    if ranks.rank > 0:
+    world = World(communication.get_rank(), communication.get_group_size())
+    if world.rank > 0:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")
-    return ranks
+    return world
 
 
-class Ranks:
+class World:
     """The ranks of a run as one of them sees them. With one rank nothing is sent and nothing changes.
 
     Each method is a collective: all ranks call it, in the same order.
@@ -65,8 +65,8 @@ class Ranks:
         """Whether this is the rank that writes and prints."""
         return self.rank == 0
 
-    def meet(self):
-        """Wait until all ranks are here."""
+    def barrier(self):
+        """Wait until all ranks have come here."""
         self.gather(np.uint8(0))
 
     def gather(self, value):
@@ -137,7 +137,7 @@ class Ranks:
         return ops.AllReduce()(ms.Tensor(np.ascontiguousarray(array, np.float32))).asnumpy()
 
 
-ALONE = Ranks(0, 1)
+ALONE = World(0, 1)
 
 
 class MeanOfGradients(nn.Cell):

@@ -21,7 +21,7 @@ class Hook:
     act: Callable[[], None]
 
 
-def train(config, task, network, found, step_cell, rates, folder, ranks) -> dict[str, Any]:
+def train(config, task, network, sparsified, step_cell, rates, folder, world) -> dict[str, Any]:
     """Train to the end, from the newest checkpoint in the folder if there is one; return the run's summary.
 
     Arguments as of `rpg_ms.training.session.Session`.
@@ -32,7 +32,7 @@ def train(config, task, network, found, step_cell, rates, folder, ranks) -> dict
             a checkpoint was written.
         UserError: as Session.
     """
-    session = Session(config, task, network, found, step_cell, rates, folder, ranks)
+    session = Session(config, task, network, sparsified, step_cell, rates, folder, world)
     hooks = hooks_of(session)
     with _explained(session), _sigterm() as received, \
             tqdm(total=session.total, initial=session.step, unit="step", disable=None) as session.bar:
@@ -48,8 +48,8 @@ def train(config, task, network, found, step_cell, rates, folder, ranks) -> dict
                     hook.act()
             session.bar.update(session.step - before)
             # The processes must stop at the same step, so they ask each other, though not at every step.
-            if session.step < session.total and (ranks.size == 1 or session.step % config.train.log_every == 0):
-                if ranks.gather(np.uint8(len(received) > 0)).any():
+            if session.step < session.total and (world.size == 1 or session.step % config.train.log_every == 0):
+                if world.gather(np.uint8(len(received) > 0)).any():
                     session.stop(128 + signal.SIGTERM, "SIGTERM")
         return session.finish()
 

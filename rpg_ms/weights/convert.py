@@ -68,7 +68,7 @@ def write_weights(path, network):
         raise UserError(f"{path}: cannot be written: {one_line(str(error))}") from None
 
 
-def load_weights(path, network, found, allow=(), entry=None, prefix=None, keys=None):
+def load_weights(path, network, sparsified, allow=(), entry=None, prefix=None, keys=None):
     """Load a file into a network; every tensor of both is used, unless the difference is allowed.
 
     A file that carries masks (a checkpoint of this package, or a network of torch.nn.utils.prune) sets them. Otherwise
@@ -82,7 +82,7 @@ def load_weights(path, network, found, allow=(), entry=None, prefix=None, keys=N
         path: file, as `read_weights` takes it; its names are MindSpore's or PyTorch's, whichever fit better, with or
             without those of PyTorch's wrappers and a prefix, which is looked for.
         network: the network, not compiled yet.
-        found: its `Sparsified`.
+        sparsified: its `Sparsified`.
         allow: patterns with shell wildcards for the names, on either side, of what may be unused, missing or
             of another shape; the network keeps its own values there.
         entry: see `read_weights`.
@@ -98,16 +98,16 @@ def load_weights(path, network, found, allow=(), entry=None, prefix=None, keys=N
     if not contents.weights:
         raise UserError(f"{path}: holds no weights")
     tensors, ours = _matched(path, contents, network, prefix, keys)
-    values = _values(path, network, found, tensors, ours)
+    values = _values(path, network, sparsified, tensors, ours)
     fitting = {name: value for name, value in values.items() if value.shape == parameters[name].shape}
-    _refuse_misfits(path, network, found, contents, tensors, ours, values, allow, keys)
+    _refuse_misfits(path, network, sparsified, contents, tensors, ours, values, allow, keys)
     for name, value in fitting.items():
         _set_parameter(path, parameters[name], value)
-    _set_masks([layer for layer in found.layers if layer.weight.name in fitting], fitting)
-    random = [layer.weight.name for layer in found.layers if layer.weight.name not in fitting]
+    _set_masks([layer for layer in sparsified.layers if layer.weight.name in fitting], fitting)
+    random = [layer.weight.name for layer in sparsified.layers if layer.weight.name not in fitting]
     if random:
         _log.warning("%s: as %s has it, %d of the %d weights to prune are not set and stay random: %s", path,
-                     _key(keys, "allow"), len(random), len(found.layers), shorten(random))
+                     _key(keys, "allow"), len(random), len(sparsified.layers), shorten(random))
 
 
 def _key(keys, name):
@@ -155,7 +155,7 @@ def _unpruned(path, tensors):
     return whole, masks
 
 
-def _values(path, network, found, tensors, ours):
+def _values(path, network, sparsified, tensors, ours):
     """`{Parameter's name: array}` as the network has them: masks bool, 1-D convolutions with a height of 1."""
     values, names = {}, {}
     for name, own in ours.items():
@@ -167,16 +167,16 @@ def _values(path, network, found, tensors, ours):
             for name in (cell.weight.name, f"{cell.weight.name}_mask"):
                 if np.ndim(values.get(name)) == 3:
                     values[name] = values[name][:, :, None]
-    for mask in [layer.mask.name for layer in found.layers if layer.mask.name in values]:
+    for mask in [layer.mask.name for layer in sparsified.layers if layer.mask.name in values]:
         if values[mask].dtype != np.bool_ and not np.isin(values[mask], (0, 1)).all():
             raise UserError(f"{path}: {names[mask]} holds more than zeros and ones")
         values[mask] = values[mask].astype(np.bool_, copy=False)
     return values
 
 
-def _refuse_misfits(path, network, found, contents, tensors, ours, values, allow, keys):
+def _refuse_misfits(path, network, sparsified, contents, tensors, ours, values, allow, keys):
     """Refuse what is missing, unused or of another shape, unless a pattern of `allow` matches one of its names."""
-    pytorch, optional = pytorch_names(network), {layer.mask.name for layer in found.layers}
+    pytorch, optional = pytorch_names(network), {layer.mask.name for layer in sparsified.layers}
     shapes = {parameter.name: parameter.shape for parameter in network.get_parameters()}
 
     def refused(*names):
