@@ -10,7 +10,7 @@ UNFINISHED = ".unfinished-"  # how the folders begin in which files are written 
 
 
 def user_path(name):
-    """`name` with a leading `~` or `~user` as that home folder; as in a shell, a user who is not there stays as written.
+    """`name` with a leading `~` or `~user` as that home folder; as in a shell, an unknown user stays as written.
 
     A shell does not do it in `--flag=~/x`, in `--set data.root=~/x` or in a configuration.
     """

@@ -28,7 +28,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Optional, Tuple, Union
+from typing import TYPE_CHECKING, Optional, Union
 
 import numpy as np
 
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 DENSITY = 0.05
 UPDATE_EVERY = 100
 
-Figure = Tuple[str, str, str, Union[float, int], Optional[str]]  # key, English, Chinese, value, aim
+Figure = tuple[str, str, str, Union[float, int], Optional[str]]  # key, English, Chinese, value, aim
 
 
 def main() -> None:
@@ -132,9 +132,9 @@ def topology() -> Iterator[Figure]:
 def rank() -> Iterator[Figure]:
     """Loss, k and gradient of every convolution, by the package's host backend and by plain decompositions.
 
-    The host backend calls NumPy's `eigh`. Calling the parts of LAPACK's driver one by one, so that only the eigenvectors
-    of the tail are transformed back, takes 0.57 times the CPU seconds: under 1 % of a training step at an update every
-    100 steps, which 72 lines of ctypes are not worth.
+    The host backend calls NumPy's `eigh`. Calling the parts of LAPACK's driver one by one, so that only the
+    eigenvectors of the tail are transformed back, takes 0.57 times the CPU seconds: under 1 % of a
+    training step at an update every 100 steps, which 72 lines of ctypes are not worth.
     """
     import mindspore as ms
     from mindspore import ops

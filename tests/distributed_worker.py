@@ -8,12 +8,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import rpg_ms  # noqa: E402,F401  its environment variables come before mindspore
 import mindspore as ms  # noqa: E402
 import numpy as np  # noqa: E402
 from mindcv.optim import create_optimizer  # noqa: E402
 from mindspore import nn, ops  # noqa: E402
 
+import rpg_ms  # noqa: E402,F401  its environment variables come before mindspore
 from networks import Net, WithLoss, pruner, rank_term  # noqa: E402
 from rpg_ms.cells import SparseTrainStep, StepOptions, sparsify  # noqa: E402
 from rpg_ms.config import load_config  # noqa: E402

@@ -99,7 +99,7 @@ def compare_fakes(*methods, **variables):
 
 def in_a_group_of_its_own(line, cwd, variables):
     return subprocess.run(line, cwd=cwd, env=environment(**variables), start_new_session=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True,
+                          capture_output=True, text=True,
                           timeout=120)
 
 

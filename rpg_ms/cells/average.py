@@ -1,8 +1,8 @@
 """A moving average of the weights."""
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Iterator
 
 import mindspore as ms
 from mindspore import nn, ops

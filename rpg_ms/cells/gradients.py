@@ -1,7 +1,8 @@
 """The task's loss and its dense gradient."""
 from __future__ import annotations
 
-from typing import Optional, Sequence
+from collections.abc import Sequence
+from typing import Optional
 
 import mindspore as ms
 from mindspore import amp, nn, ops

@@ -1,7 +1,8 @@
 """The optimizer's part of a step, and the state that it keeps of each weight."""
 from __future__ import annotations
 
-from typing import Iterable, Optional, Sequence
+from collections.abc import Iterable, Sequence
+from typing import Optional
 
 import mindspore as ms
 from mindspore import amp, nn, ops

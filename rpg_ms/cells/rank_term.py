@@ -1,7 +1,8 @@
 """The rank term of a network in training: its weight, its steps and its layers."""
 from __future__ import annotations
 
-from typing import Optional, Sequence
+from collections.abc import Sequence
+from typing import Optional
 
 import mindspore as ms
 from mindspore import nn, ops

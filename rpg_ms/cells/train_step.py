@@ -5,8 +5,9 @@ only place that knows both.
 """
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Optional, Sequence
+from typing import Any, Optional
 
 import mindspore as ms
 import numpy as np

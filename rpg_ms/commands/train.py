@@ -35,8 +35,8 @@ def main(parser: argparse.ArgumentParser) -> None:
     summary = folder.summary()
     world.check_same(summary is not None, f"{config.output_dir}: finished (1) or not (0)")
     if summary is None:
-        print(f"{config.model.name} on {config.data.name}: {len(sparsified.layers)} layers, {sparsified.prunable} prunable "
-              f"weights, {len(rates)} steps on {world.size} x {target}", flush=True)
+        print(f"{config.model.name} on {config.data.name}: {len(sparsified.layers)} layers, "
+              f"{sparsified.prunable} prunable weights, {len(rates)} steps on {world.size} x {target}", flush=True)
         note = build.idle_rank_term(config, step)
         if note is not None:
             print(note, flush=True)

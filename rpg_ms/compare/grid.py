@@ -3,9 +3,10 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Iterable, Sequence
+from typing import Any, Optional
 
 from rpg_ms.config import Config, load_config
 from rpg_ms.errors import UserError
@@ -65,7 +66,7 @@ class GridRun:
         """Whether the folder holds a run, finished or not."""
         return (self.folder / "config.yaml").is_file()
 
-    def summary(self) -> dict | None:
+    def summary(self) -> Optional[dict[str, Any]]:
         """The figures of the finished run, or None."""
         return read_summary(self.folder, self.config.task)
 
@@ -100,7 +101,7 @@ def parse_entry(text: str) -> Entry:
 
 
 def plan(config_file: str, entries: Sequence[Entry], densities: Sequence[float], seeds: Sequence[int],
-         output_dir: str, settings: Sequence[str] = (), device_target: str | None = None) -> list[GridRun]:
+         output_dir: str, settings: Sequence[str] = (), device_target: Optional[str] = None) -> list[GridRun]:
     """The runs of a comparison, seed by seed: a table of one seed is complete before the next seed begins.
 
     A method that does not prune has one run a seed, at density 1. An entry's settings win over `settings`, and

@@ -149,7 +149,7 @@ def figure_of(document) -> Figure:
 
 
 def means(document) -> list:
-    """A dict for every label and target density: seeds, mean and standard deviation (n − 1) of figure and rank, cost."""
+    """A dict for every label and target density: seeds, means and deviations (n − 1) of figure and rank, and cost."""
     figure, groups = figure_of(document).name, {}
     for run in document["runs"]:
         groups.setdefault((run["label"], run["target_density"]), []).append(run)
@@ -168,7 +168,10 @@ def means(document) -> list:
 
 
 def csv_text(lines, last=()) -> str:
-    """Dicts as the lines of a CSV file, settings joined by blanks; columns in the dicts' order, those named `last` last."""
+    """Dicts as the lines of a CSV file, settings joined by blanks.
+
+    Columns are in the order of the dicts, but those named `last` come last.
+    """
     columns = [name for name in dict.fromkeys(name for line in lines for name in line) if name not in last]
     columns += [name for name in last if any(name in line for line in lines)]
     text = io.StringIO()

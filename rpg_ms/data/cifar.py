@@ -3,7 +3,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, Tuple
 
 import numpy as np
 
@@ -23,8 +22,8 @@ class Layout:
     label_bytes: int
     folder: str
     archive: str
-    files: Dict[str, Tuple[str, ...]]  # part -> file names
-    names: Tuple[str, ...] = ()  # of the classes
+    files: dict[str, tuple[str, ...]]  # part -> file names
+    names: tuple[str, ...] = ()  # of the classes
 
 
 CIFAR10 = Layout(10, 1, "cifar-10-batches-bin", "cifar-10-binary.tar.gz",

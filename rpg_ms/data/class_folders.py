@@ -7,7 +7,6 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Tuple
 
 import numpy as np
 from PIL import Image
@@ -25,7 +24,7 @@ UNKNOWN_WHITE = "of which it is not known what is white; convert them to 8 or 16
 class Listing:
     """The image files of one part: `files` (paths as an array of bytes `[n]`), `labels` (int32 `[n]`)."""
 
-    classes: Tuple[str, ...]
+    classes: tuple[str, ...]
     files: np.ndarray
     labels: np.ndarray
 

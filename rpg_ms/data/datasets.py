@@ -4,10 +4,11 @@ from __future__ import annotations
 import difflib
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing.pool import ThreadPool
-from typing import Callable, Optional, Sequence, Tuple
+from typing import Callable, Optional
 
 import numpy as np
 from PIL import Image
@@ -48,15 +49,16 @@ class ImageSet:
 
 @dataclass(frozen=True)
 class ImageDataset:
-    """Train and test images of one dataset, with their transforms of samples (PIL image in, `[channels, size, size]` out).
+    """Train and test images of one dataset, with their transforms of samples.
 
-    `mean` and `std` of each channel are what the transforms normalise with; `class_names` is None if unknown.
+    A transform takes a PIL image to `[channels, size, size]`. `mean` and `std` of each channel are what the
+    transforms normalise with; `class_names` is None if unknown.
     """
 
     train: ImageSet
     test: ImageSet
     classes: int
-    class_names: Optional[Tuple[str, ...]]
+    class_names: Optional[tuple[str, ...]]
     mean: Sequence[float]
     std: Sequence[float]
     channels: int

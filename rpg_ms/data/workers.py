@@ -76,7 +76,7 @@ class Workers:
     def end(self):
         """End the processes."""
         atexit.unregister(self.end)
-        for process, ours, stream in self._team:
+        for process, _ours, _stream in self._team:
             process.kill()
             process.join()
 

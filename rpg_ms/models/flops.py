@@ -48,8 +48,8 @@ def layer_flops(network, sparsified, input_shape):
         input_shape: shape of one input without the batch, such as `(channels, height, width)`.
 
     Returns:
-        `(layers, others)`. `layers`: a list of (int, int), one a layer of `sparsified.layers`: multiply-adds of the dense
-        layer, and of the non-zeros, the weights that its mask keeps. A layer that the forward pass leaves out has
+        `(layers, others)`. `layers`: a list of (int, int), one a layer of `sparsified.layers`: multiply-adds of the
+        dense layer, and of the non-zeros, the weights that its mask keeps. A layer that the forward pass leaves out has
         (0, 0). `others`: multiply-adds of the convolutions and dense layers that are not pruned (excluded, frozen).
     """
     cells = [cell for _, cell in network.cells_and_names() if isinstance(cell, (*CONVOLUTIONS, *DENSES))]

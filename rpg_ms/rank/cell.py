@@ -84,7 +84,7 @@ class RankLoss(nn.Cell):
         return terms
 
     def _host_terms(self, weights: tuple[Tensor, ...]) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """The same by `rank_terms`. One vector goes to the host: for every weight its rows, its columns and its entries.
+        """The same by `rank_terms`. One vector goes to the host: for every weight its rows, columns and entries.
         Another of the same size comes back, with loss, k and gradient in their places.
         """
         dtype = ms.float32

@@ -1,9 +1,9 @@
 """The rank term by matrix multiplications and elementwise operations alone, for accelerators.
 
-The projector onto the eigenvectors of a Gram matrix `G` below a threshold `mu` is `(I - sign(G - mu I)) / 2`. The matrix
-sign comes from a Newton-Schulz iteration: quintic steps with the coefficients of Jordan et al. 2024 ("Muon"), which
-raise small values fast, then cubic ones, which converge to one. The threshold at which the tail energy crosses `delta`
-is found by bisection of its logarithm. Everything is float32 and batched over matrices of equal size.
+The projector onto the eigenvectors of a Gram matrix `G` below a threshold `mu` is `(I - sign(G - mu I)) / 2`. The
+matrix sign comes from a Newton-Schulz iteration: quintic steps with the coefficients of Jordan et al. 2024 ("Muon"),
+which raise small values fast, then cubic ones, which converge to one. The threshold at which the tail energy crosses
+`delta` is found by bisection of its logarithm. Everything is float32 and batched over matrices of equal size.
 """
 from __future__ import annotations
 

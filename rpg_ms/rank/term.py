@@ -36,10 +36,10 @@ def rank_term(weight: np.ndarray | Tensor, delta: float, backend: str = "gram") 
     Args:
         weight: NumPy array or MindSpore Tensor of two or more dimensions, the first one `C_out`. It is floating point.
         delta: error budget, the share of the energy to be discarded, in (0, 1].
-        backend: "svd" (`ops.svd`) computes in float64, on Ascend in float32. "gram" takes the eigenvalues of the smaller
-            Gram matrix on the host. It computes in float64, or in float32 where that is accurate enough for a float32
-            weight. "matmul" uses multiplications only, in float32. Its k may be off by one where eigenvalues are
-            equal to float32's eye.
+        backend: "svd" (`ops.svd`) computes in float64, on Ascend in float32. "gram" takes the eigenvalues of the
+            smaller Gram matrix on the host. It computes in float64, or in float32 where that is accurate enough for
+            a float32 weight. "matmul" uses multiplications only, in float32. Its k may be off by one where
+            eigenvalues are equal to float32's eye.
 
     Returns:
         `(loss, k, grad)`: a float, an int and an array of the weight's shape and dtype. A weight that is all zero gives

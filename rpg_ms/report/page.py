@@ -90,8 +90,8 @@ def page_of_runs(runs):
     if groups:
         parts += [
             Picture("accuracy", figures.figure_by_sparsity(groups, runs[0].figure),
-                    f"{_capital(runs[0].figure.label)} at the end of training against sparsity. Points are means over seeds, "
-                    "bars one standard deviation (n − 1); a point without a bar is a single run. The "
+                    f"{_capital(runs[0].figure.label)} at the end of training against sparsity. Points are means over "
+                    "seeds, bars one standard deviation (n − 1); a point without a bar is a single run. The "
                     "axis is logarithmic in the density; methods are set apart a little so that they do "
                     "not cover each other."),
             Picture("rank", figures.rank_by_sparsity(groups),

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional, Tuple
+from typing import Optional
 
 from rpg_ms.config import Config, load_config
 from rpg_ms.errors import UserError
@@ -29,7 +29,7 @@ class Layer:
     """One prunable layer; ranks are those of the weight viewed as `shape[0] x rest`."""
 
     name: str
-    shape: Tuple[int, ...]
+    shape: tuple[int, ...]
     in_rank_term: bool
     weights: int
     nonzero: int  # positions that the mask keeps
@@ -72,14 +72,14 @@ class Run:
     step: int
     total_steps: int
     seconds: float
-    start: Tuple[dict, ...]
-    train: Tuple[dict, ...]
-    topology: Tuple[dict, ...]
-    evaluation: Tuple[dict, ...]
-    layers: Tuple[Layer, ...]
+    start: tuple[dict, ...]
+    train: tuple[dict, ...]
+    topology: tuple[dict, ...]
+    evaluation: tuple[dict, ...]
+    layers: tuple[Layer, ...]
     other_parameters: int  # never pruned: biases, norms, embeddings, excluded layers ...
     other_flops: int  # multiply-adds for one image of the layers that are not pruned
-    input_shape: Tuple[int, int, int]
+    input_shape: tuple[int, int, int]
 
     def total(self, figure):
         """Sum over the layers of one of their figures, such as "weights"."""

@@ -1,8 +1,9 @@
 """Image classification."""
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Iterator, Optional
+from typing import TYPE_CHECKING, Any, Optional
 
 import mindspore as ms
 import numpy as np

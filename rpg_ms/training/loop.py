@@ -2,9 +2,10 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Callable, Iterator
+from typing import Any, Callable
 
 import numpy as np
 from tqdm import tqdm
@@ -28,8 +29,8 @@ def train(config, task, network, sparsified, step_cell, rates, folder, world) ->
 
     Raises:
         RunStopped: the processes' weights are no longer the same; the loss, a gradient or a weight is not finite; the
-            disk is full; an image cannot be read; a worker of the loader is dead; stdout is broken; or SIGTERM came, and
-            a checkpoint was written.
+            disk is full; an image cannot be read; a worker of the loader is dead; stdout is broken; or SIGTERM came,
+            and a checkpoint was written.
         UserError: as Session.
     """
     session = Session(config, task, network, sparsified, step_cell, rates, folder, world)

@@ -2,8 +2,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Iterator, Optional
+from typing import Any, Optional
 
 import mindspore as ms
 import numpy as np
