@@ -1,4 +1,6 @@
 """Which weights stay, decided on the host in NumPy: calendar, schedule, allocation, scores, topology, pruner."""
+from __future__ import annotations
+
 from .allocation import ALLOCATIONS, erk_counts, global_counts, target_count, uniform_counts, uniform_first_dense_counts
 from .calendar import UpdateCalendar
 from .methods import METHODS, Method

@@ -39,7 +39,7 @@ class UpdateCalendar:
     warmup_updates: int = 0
     drop_decay: str = "cosine"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.total_steps < 1:
             raise ValueError(f"a run of {self.total_steps} steps has no topology update")
         if self.update_every < 1:
