@@ -1,8 +1,13 @@
 """The rank term by `ops.svd`: the definition, as MindSpore operators."""
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Union
+
 import mindspore as ms
 from mindspore import Tensor, ops
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def svd_dtype() -> ms.Type:
@@ -47,7 +52,7 @@ def normalise(matrix: Tensor) -> tuple[Tensor, Tensor]:
     return scaled / norm, norm * scale
 
 
-def closed_form(residual, tail, normalised, norm):
+def closed_form(residual: Union[Tensor, np.ndarray], tail: Union[Tensor, float], normalised: Union[Tensor, np.ndarray], norm: Union[Tensor, float]) -> Union[Tensor, np.ndarray]:
     """The gradient `-(2 / ||W||_F) (R - t_k W^)`, of tensors or of NumPy arrays."""
     return (residual - tail * normalised) * (-2.0 / norm)
 
