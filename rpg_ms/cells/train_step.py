@@ -54,7 +54,7 @@ class PlainStep(nn.Cell):
         self.rank_of = rank_of
         self.apply_gradients = apply
 
-    def construct(self, *inputs):
+    def construct(self, *inputs: ms.Tensor) -> ms.Tensor:
         loss, gradients, finite = self.task(*inputs)
         if self.rank_term is not None:
             _, _, rank_gradients = self.rank_term(gradients[0])
@@ -141,7 +141,7 @@ class SparseTrainStep(nn.Cell):
         self.step_number = step
         return loss
 
-    def construct(self, *inputs):
+    def construct(self, *inputs: ms.Tensor) -> ms.Tensor:
         """Refuses to be compiled into another graph, which would pass over the topology updates."""
         raise RuntimeError("SparseTrainStep decides about topology updates on the host, so it cannot be part of a graph: "
                            "train with dataset_sink_mode=False")
