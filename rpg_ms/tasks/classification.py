@@ -1,7 +1,7 @@
 """Image classification."""
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Optional
 
@@ -210,21 +210,21 @@ def _width_of_classifier(weights: str) -> int:
 
 
 class _WithLoss(nn.Cell):
-    def __init__(self, network, loss):
+    def __init__(self, network: nn.Cell, loss: nn.Cell) -> None:
         super().__init__(auto_prefix=False)
         self.network = network
         self.loss = loss
 
-    def construct(self, images, labels):
+    def construct(self, images: ms.Tensor, labels: ms.Tensor) -> ms.Tensor:
         return self.loss(self.network(images), labels)
 
 
 class _CountCorrect(nn.Cell):
-    def __init__(self, network):
+    def __init__(self, network: nn.Cell) -> None:
         super().__init__(auto_prefix=False)
         self.network = network
 
-    def construct(self, images, labels):
+    def construct(self, images: ms.Tensor, labels: ms.Tensor) -> ms.Tensor:
         predicted = ops.argmax(self.network(images), 1).astype(ms.int32)
         return (predicted == labels).astype(ms.int32).sum()
 
@@ -232,7 +232,7 @@ class _CountCorrect(nn.Cell):
 class _Deployed(nn.Cell):
     """A network as it is exported: images in, logits or probabilities out."""
 
-    def __init__(self, network, normalisation, softmax):
+    def __init__(self, network: nn.Cell, normalisation: Optional[tuple[Sequence[float], Sequence[float]]], softmax: bool) -> None:
         super().__init__(auto_prefix=False)  # the Parameters keep their names
         self.network = network
         self.normalize_input = normalisation is not None
@@ -241,7 +241,7 @@ class _Deployed(nn.Cell):
             self.mean, self.std = ms.Tensor(mean), ms.Tensor(std)
         self.softmax = softmax
 
-    def construct(self, images):
+    def construct(self, images: ms.Tensor) -> ms.Tensor:
         if self.normalize_input:
             images = (images / 255 - self.mean) / self.std
         outputs = self.network(images)
