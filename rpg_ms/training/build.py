@@ -3,13 +3,24 @@ from __future__ import annotations
 
 import atexit
 import tempfile
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Optional
 
 import numpy as np
 from mindcv.optim.adamw import AdamW
 from mindcv.scheduler.dynamic_lr import cosine_decay_refined_lr, linear_refined_lr, multi_step_lr
-from mindspore import amp, nn
+from mindspore import Parameter, amp, nn
 
-from rpg_ms.cells import RankTerm, SoftThreshold, SparseTrainStep, StepOptions, WeightAverage, sparsify
+from rpg_ms.cells import (
+    MaskedLayer,
+    RankTerm,
+    SoftThreshold,
+    SparseTrainStep,
+    Sparsified,
+    StepOptions,
+    WeightAverage,
+    sparsify,
+)
 from rpg_ms.cells.masked import NothingMatches, set_topology
 from rpg_ms.errors import UserError
 from rpg_ms.files import working_folder
@@ -17,10 +28,15 @@ from rpg_ms.models.compiling import compile_graph
 from rpg_ms.pruning import Pruner
 from rpg_ms.weights import load_weights
 
+if TYPE_CHECKING:
+    from rpg_ms.config import Config, OptimizerConfig, RankConfig
+    from rpg_ms.tasks.task import Task
+    from rpg_ms.training.distributed import World
+
 MOST_STEPS = 10_000_000  # whose rates, which MindSpore's optimizers want in a list, take 5 s and 1 GB
 
 
-def build_network(config, task, pretrained=None, mixed_precision=True):
+def build_network(config: Config, task: Task, pretrained: Optional[str] = None, mixed_precision: bool = True) -> tuple[nn.Cell, Sparsified]:
     """The network of a configuration with its masks: `(network, Sparsified)`.
 
     Masks are all ones, unless `pretrained`, a file of weights to start from, holds a pruned network.
@@ -51,7 +67,7 @@ def build_network(config, task, pretrained=None, mixed_precision=True):
     return network, sparsified
 
 
-def _mixed_precision(network, level):
+def _mixed_precision(network: nn.Cell, level: str) -> nn.Cell:
     """The network at an amp level.
 
     At O1 MindSpore writes its source anew into the current folder, and reads that when it compiles: it gets a
@@ -63,7 +79,7 @@ def _mixed_precision(network, level):
         return amp.auto_mixed_precision(network, level)
 
 
-def learning_rates(config, steps_per_epoch):
+def learning_rates(config: Config, steps_per_epoch: int) -> list[float]:
     """The learning rate of every step: a list of floats, one a step.
 
     Raises:
@@ -90,7 +106,7 @@ def learning_rates(config, steps_per_epoch):
     return rates + multi_step_lr(milestones if schedule.name == "step" else [], schedule.gamma, **rest)
 
 
-def build_optimizer(config, parameters, rates):
+def build_optimizer(config: OptimizerConfig, parameters: Sequence[Parameter], rates: Sequence[float]) -> nn.Optimizer:
     """The optimizer of an `OptimizerConfig` for the parameters, in their order, with the learning rate of every step.
 
     Unless `decay_norm_and_bias`, only what is called `weight` and has two or more dimensions decays: no scale of a norm
@@ -107,7 +123,7 @@ def build_optimizer(config, parameters, rates):
     return {"adam": nn.Adam, "adamw": AdamW}[config.name](groups, rates)
 
 
-def build_train_step(config, task, network, layers, device, world):
+def build_train_step(config: Config, task: Task, network: nn.Cell, layers: Sequence[MaskedLayer], device: str, world: World) -> tuple[SparseTrainStep, list[float]]:
     """The train-one-step cell of a configuration, with its optimizer: `(SparseTrainStep, learning rates)`.
 
     Puts the masks that the method starts from in place.
@@ -138,7 +154,7 @@ def build_train_step(config, task, network, layers, device, world):
     return step.set_train(), rates
 
 
-def build_pruner(config, layers, total_steps, steps_per_epoch):
+def build_pruner(config: Config, layers: Sequence[MaskedLayer], total_steps: int, steps_per_epoch: int) -> Pruner:
     """The Pruner of a configuration; the masks that its method starts from are put in place."""
     pruning = config.pruning
     weights = [layer.weight.asnumpy() for layer in layers]
@@ -153,7 +169,7 @@ def build_pruner(config, layers, total_steps, steps_per_epoch):
     return pruner
 
 
-def build_rank_term(rank, layers, device, reduce):
+def build_rank_term(rank: RankConfig, layers: Sequence[MaskedLayer], device: str, reduce: Optional[nn.Cell]) -> Optional[RankTerm]:
     """The RankTerm of a `RankConfig`, or None: lambda is 0, or no layer takes part."""
     members = [layer for layer in layers if rank.include_dense or layer.kind == "conv"]
     if rank.lambda_ == 0 or not members:
@@ -161,7 +177,7 @@ def build_rank_term(rank, layers, device, reduce):
     return RankTerm(members, rank.lambda_, rank.delta, rank_backend(rank.backend, device), rank.every, reduce)
 
 
-def idle_rank_term(config, step):
+def idle_rank_term(config: Config, step: SparseTrainStep) -> Optional[str]:
     """Why the rank term that a configuration asks for changes nothing, in one line, or None."""
     given = f"rank.lambda: {config.rank.lambda_:g} changes nothing, as"
     if config.rank.lambda_ > 0 and step.rank_term is None:
@@ -173,7 +189,7 @@ def idle_rank_term(config, step):
     return None
 
 
-def compile_step(config, task, network, step):
+def compile_step(config: Config, task: Task, network: nn.Cell, step: SparseTrainStep) -> None:
     """Compile in graph mode the training step, without running it, and the evaluation; the network is left to train.
 
     It is the step between topology updates; the graphs at updates are pieces of it.
@@ -191,7 +207,7 @@ def compile_step(config, task, network, step):
     step.set_train()
 
 
-def sink_size(config, device, steps_per_epoch):
+def sink_size(config: Config, device: str, steps_per_epoch: int) -> int:
     """How many plain steps run in one graph: `train.sink_size`, or by the device; 1 in PyNative mode.
 
     No more than there are between two logged lines and in an epoch, which the host looks at.
@@ -202,7 +218,7 @@ def sink_size(config, device, steps_per_epoch):
     return min(train.sink_size or (train.log_every if device == "Ascend" else 1), train.log_every, steps_per_epoch)
 
 
-def rank_backend(backend, device):
+def rank_backend(backend: str, device: str) -> str:
     """The rank backend that "auto" stands for: `gram` on CPU, `matmul` elsewhere.
 
     Raises:

@@ -2,16 +2,25 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Callable
+from typing import TYPE_CHECKING, Any, Callable
 
 import numpy as np
 from tqdm import tqdm
 
 from rpg_ms.errors import CutShort, NotFinite, RunStopped
 from rpg_ms.training.session import Session
+
+if TYPE_CHECKING:
+    from mindspore import nn
+
+    from rpg_ms.cells import SparseTrainStep, Sparsified
+    from rpg_ms.config import Config
+    from rpg_ms.tasks.task import Task
+    from rpg_ms.training.distributed import World
+    from rpg_ms.training.run_folder import NoFolder
 
 
 @dataclass(frozen=True)
@@ -22,7 +31,7 @@ class Hook:
     act: Callable[[], None]
 
 
-def train(config, task, network, sparsified, step_cell, rates, folder, world) -> dict[str, Any]:
+def train(config: Config, task: Task, network: nn.Cell, sparsified: Sparsified, step_cell: SparseTrainStep, rates: Sequence[float], folder: NoFolder, world: World) -> dict[str, Any]:
     """Train to the end, from the newest checkpoint in the folder if there is one; return the run's summary.
 
     Arguments as of `rpg_ms.training.session.Session`.

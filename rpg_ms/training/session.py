@@ -2,9 +2,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Optional
+from typing import TYPE_CHECKING, Any, Optional
 
 import mindspore as ms
 import numpy as np
@@ -13,6 +13,15 @@ from tqdm import tqdm
 from rpg_ms.errors import NotFinite, RunStopped, UserError
 from rpg_ms.tasks import TASKS
 from rpg_ms.training.checkpoint import Checkpoints, split_of
+
+if TYPE_CHECKING:
+    from mindspore import nn
+
+    from rpg_ms.cells import SparseTrainStep, Sparsified
+    from rpg_ms.config import Config
+    from rpg_ms.tasks.task import Task
+    from rpg_ms.training.distributed import World
+    from rpg_ms.training.run_folder import NoFolder
 
 
 @dataclass(frozen=True)
@@ -58,7 +67,7 @@ class Session:
             could reach the target density.
     """
 
-    def __init__(self, config, task, network, sparsified, step_cell, rates, folder, world):
+    def __init__(self, config: Config, task: Task, network: nn.Cell, sparsified: Sparsified, step_cell: SparseTrainStep, rates: Sequence[float], folder: NoFolder, world: World) -> None:
         self.config, self.task, self.network, self.sparsified = config, task, network, sparsified
         self.step_cell, self.rates, self.folder, self.world = step_cell, rates, folder, world
         self.total = len(rates)
