@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, NoReturn, Optional
 
 from rpg_ms.config import Config, load_config
 from rpg_ms.errors import UserError
@@ -82,7 +82,7 @@ def parse_entry(text: str) -> Entry:
     Raises:
         UserError: not of that form, settings without a label, an unknown method, or a key not a row's to set.
     """
-    def refuse(why):
+    def refuse(why: str) -> NoReturn:
         raise UserError(f"--methods: {text!r}: {why}")
 
     # A comma divides settings only before the next key: values may be lists, such as [0.5,0.75].
@@ -134,7 +134,7 @@ def plan(config_file: str, entries: Sequence[Entry], densities: Sequence[float],
     return runs
 
 
-def _own_values(row, of_file):
+def _own_values(row: Method, of_file: Method) -> list[str]:
     """Settings that put a method's own values in place of a file's, which are of the method `of_file`."""
     plain = {field.name: field.default for field in fields(Method)}
     settings = list(METHOD_SETTINGS)
@@ -149,7 +149,7 @@ def _own_values(row, of_file):
     return settings
 
 
-def _run(config_file, entry, density, seed, output_dir, settings, device_target):
+def _run(config_file: str, entry: Entry, density: float, seed: int, output_dir: str, settings: Sequence[str], device_target: Optional[str]) -> GridRun:
     label = re.sub(r"[^\w.+-]+", "_", entry.label)
     folder = os.path.join(output_dir, f"{label}_d{density:.10g}_s{seed}")
     overrides = (*settings, *entry.settings, f"pruning.method={entry.method}", f"pruning.density={density!r}")
@@ -164,7 +164,7 @@ def _run(config_file, entry, density, seed, output_dir, settings, device_target)
     return GridRun(entry, density, seed, config, arguments)
 
 
-def _check_folder(run):
+def _check_folder(run: GridRun) -> None:
     path = run.folder / "config.yaml"
     if run.begun:
         changes = other_configuration(path, run.config)

@@ -12,11 +12,13 @@ import os
 import platform
 import statistics
 import time
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import Any, Optional, Union
 
 import rpg_ms
-from rpg_ms.compare.grid import percent
+from rpg_ms.compare.grid import GridRun, percent
 from rpg_ms.errors import UserError
 from rpg_ms.files import atomic_path
 from rpg_ms.json_files import read_json
@@ -46,7 +48,7 @@ def environment() -> dict:
     }
 
 
-def _cpu_model():
+def _cpu_model() -> str:
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -55,14 +57,14 @@ def _cpu_model():
     return models[0] if models else platform.processor() or platform.machine()
 
 
-def _version(name):
+def _version(name: str) -> str:
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return "unknown"
 
 
-def collect(runs, failures, command, config_file, settings):
+def collect(runs: Sequence[GridRun], failures: Mapping[Path, str], command: str, config_file: str, settings: Sequence[str]) -> dict[str, Any]:
     """The document of a comparison, from what lies in the runs' folders.
 
     Args:
@@ -94,7 +96,7 @@ def collect(runs, failures, command, config_file, settings):
             "environments": environments, "runs": lines}
 
 
-def _index(environments, path):
+def _index(environments: list[dict[str, Any]], path: Path) -> Optional[int]:
     """Where in the list this file's content is, appended if it is new; None for a run of train.py's own."""
     found = read_json(path, {"machine": dict, "versions": dict})
     if found is None:
@@ -104,7 +106,7 @@ def _index(environments, path):
     return environments.index(found)
 
 
-def write(document, folder):
+def write(document: Mapping[str, Any], folder: Union[str, os.PathLike]) -> None:
     """Write results.json, results.csv, runs.csv and results.md into a folder, made if it is missing.
 
     Raises:
@@ -122,7 +124,7 @@ def write(document, folder):
         raise UserError(f"--results: {folder} cannot be written: {error.strerror}") from None
 
 
-def draw(runs, folder):
+def draw(runs: Sequence[GridRun], folder: Union[str, os.PathLike]) -> list[str]:
     """Write the report on the finished runs into a folder; returns what is missing from it, a line each."""
     finished = [run for run in runs if run.summary() is not None]
     if not finished:
@@ -143,12 +145,12 @@ def draw(runs, folder):
     return problems
 
 
-def figure_of(document) -> Figure:
+def figure_of(document: Mapping[str, Any]) -> Figure:
     """What the tables of a document compare; documents of earlier versions are of classification."""
     return TASKS[document.get("task", "classification")].figure
 
 
-def means(document) -> list:
+def means(document: Mapping[str, Any]) -> list:
     """A dict for every label and target density: seeds, means and deviations (n − 1) of figure and rank, and cost."""
     figure, groups = figure_of(document).name, {}
     for run in document["runs"]:
@@ -167,7 +169,7 @@ def means(document) -> list:
     return lines
 
 
-def csv_text(lines, last=()) -> str:
+def csv_text(lines: Sequence[Mapping[str, Any]], last: Sequence[str] = ()) -> str:
     """Dicts as the lines of a CSV file, settings joined by blanks.
 
     Columns are in the order of the dicts, but those named `last` come last.
@@ -181,7 +183,7 @@ def csv_text(lines, last=()) -> str:
     return text.getvalue()
 
 
-def page(document) -> str:
+def page(document: Mapping[str, Any]) -> str:
     """The tables with their notes, where, when and by which command they were made, and the runs that failed."""
     places = "; ".join(map(place, document["environments"])) or "?"
     parts = [f"# Comparison on {document['config']}", section(document),
@@ -191,7 +193,7 @@ def page(document) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def section(document) -> str:
+def section(document: Mapping[str, Any]) -> str:
     """The table of the task's figure and, where ranks were recorded, theirs, each with what its figures are."""
     figure = figure_of(document)
     label = figure.label[:1].upper() + figure.label[1:]
@@ -200,7 +202,7 @@ def section(document) -> str:
     return "\n\n".join(parts + ([ranks, RANKS_ARE] if ranks else []))
 
 
-def place(found) -> str:
+def place(found: Mapping[str, Any]) -> str:
     """An `environment()` in words."""
     machine, versions = found["machine"], found["versions"]
     cores = f"{machine['cores']} core{'s' if machine['cores'] > 1 else ''}"
@@ -208,7 +210,7 @@ def place(found) -> str:
                       *(f"{name} {version}" for name, version in versions.items())])
 
 
-def table(document, language: str) -> str:
+def table(document: Mapping[str, Any], language: str) -> str:
     """The Markdown table of the task's figure: a row for every label, a column for every sparsity.
 
     Args:
@@ -226,7 +228,7 @@ def table(document, language: str) -> str:
     return _markdown(lines)
 
 
-def rank_table(document) -> str:
+def rank_table(document: Mapping[str, Any]) -> str:
     """The same of the ranks, of the sparsities at which every finished run has its rank; "" where there are none."""
     finished = [run for run in document["runs"] if run["status"] == "finished"]
     incomplete = {run["target_density"] for run in finished if "rank" not in run}
@@ -240,7 +242,7 @@ def rank_table(document) -> str:
     return _markdown(lines)
 
 
-def _grid(runs):
+def _grid(runs: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[float], dict[tuple[str, float], list[Mapping[str, Any]]]]:
     """`(labels, densities, {(label, density): [run, ...]})`: rows, columns and cells of a table."""
     labels = list(dict.fromkeys(run["label"] for run in runs))
     densities = sorted({run["target_density"] for run in runs}, reverse=True)
@@ -250,37 +252,37 @@ def _grid(runs):
     return labels, densities, cells
 
 
-def _escaped(label):
+def _escaped(label: str) -> str:
     return label.replace("|", r"\|")
 
 
-def _markdown(lines):
+def _markdown(lines: Sequence[Sequence[str]]) -> str:
     """A Markdown table of lists of texts, the first its head."""
     lines = [lines[0], ["---"] * len(lines[0]), *lines[1:]]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _best(column, figure):
+def _best(column: Sequence[Sequence[Mapping[str, Any]]], figure: str) -> Optional[str]:
     """The highest mean of a column, as it is shown; None where there is nothing to compare."""
     shown = [_of_finished(runs, figure) for runs in column]
     means = [statistics.mean(values) for values in shown if values]
     return f"{max(means):.2f}" if len(means) > 1 else None
 
 
-def _of_finished(runs, figure):
+def _of_finished(runs: Sequence[Mapping[str, Any]], figure: str) -> list[float]:
     return [run[figure] for run in runs if run["status"] == "finished" and figure in run]
 
 
-def _failed(runs):
+def _failed(runs: Sequence[Mapping[str, Any]]) -> int:
     return sum(run["status"] == "failed" for run in runs)
 
 
-def _mean_text(values):
+def _mean_text(values: Sequence[float]) -> str:
     text = f"{statistics.mean(values):.2f}"
     return f"{text} ± {statistics.stdev(values):.2f}" if len(values) > 1 else text
 
 
-def _cell_text(runs, figure, best, words):
+def _cell_text(runs: Sequence[Mapping[str, Any]], figure: str, best: Optional[str], words: Mapping[str, str]) -> str:
     values, failed = _of_finished(runs, figure), _failed(runs)
     if not values:
         return words["failed"] if failed else "–"

@@ -8,9 +8,13 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
+from typing import Any, Callable, Optional, Union
 
+from rpg_ms.compare.grid import GridRun
 from rpg_ms.compare.results import environment
 from rpg_ms.errors import UserError
 from rpg_ms.files import atomic_path
@@ -18,7 +22,7 @@ from rpg_ms.tasks import TASKS
 
 
 @contextmanager
-def _only_one_at_work(folder):
+def _only_one_at_work(folder: Union[str, os.PathLike]) -> Iterator[int]:
     """Hold the folder's lock, made with it, during the block; gives the lock's file descriptor.
 
     Runs inherit the lock: one that goes on by itself, because compare was killed, keeps others out as well.
@@ -52,27 +56,27 @@ class Interruption:
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.signal = None
         self._child = None
 
-    def __enter__(self):
+    def __enter__(self) -> Interruption:
         self._before = [signal.signal(number, self._received) for number in self.SIGNALS]
         self._wakeup = signal.set_wakeup_fd(-1)  # `rpg_ms.interrupts` would end this process at the second one
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         for number, handler in zip(self.SIGNALS, self._before):
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._wakeup, warn_on_full_buffer=False)
 
-    def _received(self, number, _frame):
+    def _received(self, number: int, _frame: Optional[FrameType]) -> None:
         again = self.signal is not None
         self.signal = self.signal or signal.Signals(number)
         if self._child is not None:
             self._child.kill() if again else self._child.terminate()
 
-    def call(self, command, **options):
+    def call(self, command: Sequence[str], **options: Any) -> int:
         """As `subprocess.call`, for a child that ignores Ctrl-C: it would end without a checkpoint."""
         with subprocess.Popen(command, preexec_fn=_ignore_ctrl_c, **options) as self._child:
             if self.signal is not None:  # it came before there was a child
@@ -82,11 +86,11 @@ class Interruption:
         return status
 
 
-def _ignore_ctrl_c():
+def _ignore_ctrl_c() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def run_missing(runs, output_dir, write):
+def run_missing(runs: Sequence[GridRun], output_dir: Union[str, os.PathLike], write: Callable[[Mapping[Path, str]], None]) -> tuple[dict[Path, str], Optional[signal.Signals]]:
     """Run what is not finished, one after the other, with a line on stdout each; a failure ends no other.
 
     Args:
@@ -117,12 +121,12 @@ def run_missing(runs, output_dir, write):
     return failures, interruption.signal
 
 
-def _in_words(run):
+def _in_words(run: GridRun) -> str:
     summary, figure = run.summary(), TASKS[run.config.task].figure
     return f"{figure.label} {summary[figure.name]:.2f} {figure.unit}, {summary['seconds'] / 60:.1f} min"
 
 
-def _train(run, interruption, lock):
+def _train(run: GridRun, interruption: Interruption, lock: int) -> Optional[str]:
     """Train a run to its end, from its last checkpoint if there is one; what it prints goes to train.log.
 
     Returns None, or in one line why the run failed.
