@@ -10,9 +10,14 @@ its published values, and its own calendar if it comes with one. --set and a var
 
 Choose settings on a validation split, never on the test images: --set data.validation=0.1.
 """
+from __future__ import annotations
+
 import argparse
 import shlex
 import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 from rpg_ms.config import SCHEMAS
 from rpg_ms.errors import RunStopped
@@ -32,7 +37,7 @@ def main(parser: argparse.ArgumentParser) -> None:
     folder = args.results or args.output_dir
     command = shlex.join(["rpg-ms", "compare", *sys.argv[1:]])
 
-    def collected(failures):
+    def collected(failures: Mapping[Path, str]) -> dict[str, Any]:
         return results.collect(planned, failures, command, args.config, args.set)
 
     if args.dry_run:

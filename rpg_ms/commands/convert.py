@@ -2,6 +2,8 @@
 
 Reads MindSpore checkpoints, PyTorch's files and safetensors. What is written follows from the name: .ckpt for
 MindSpore, .safetensors for PyTorch (torch_model.load_state_dict(safetensors.torch.load_file(FILE)))."""
+from __future__ import annotations
+
 import argparse
 import json
 

@@ -1,4 +1,6 @@
 """Evaluate a checkpoint: rpg-ms eval --config FILE --checkpoint_path CKPT"""
+from __future__ import annotations
+
 import argparse
 import json
 

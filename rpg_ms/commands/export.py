@@ -1,4 +1,6 @@
 """Export a checkpoint: rpg-ms export --config FILE --checkpoint_path CKPT --file_format MINDIR --file_name OUT"""
+from __future__ import annotations
+
 import argparse
 import json
 

@@ -1,4 +1,6 @@
 """Train and prune a network: rpg-ms train --config quickstart --output_dir runs/mine"""
+from __future__ import annotations
+
 import argparse
 import json
 import os

@@ -1,4 +1,6 @@
 """The typed configuration: its keys, how it is loaded and explained, and the command lines that name one."""
+from __future__ import annotations
+
 from rpg_ms.config.command_line import OneLineParser, add_shared_arguments
 from rpg_ms.config.explaining import reference_table
 from rpg_ms.config.keys import (
