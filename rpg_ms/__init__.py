@@ -2,6 +2,8 @@
 
 "Towards Higher Ranks via Adversarial Weight Pruning" (NeurIPS 2023, arXiv 2311.17493).
 """
+from __future__ import annotations
+
 import atexit
 import os
 import sys
@@ -17,7 +19,7 @@ __version__ = "0.1.0"
 
 
 @atexit.register
-def _leave_cells_alone():
+def _leave_cells_alone() -> None:
     """When the interpreter exits, MindSpore's Cell.__del__ fails for every cell that is left, with a traceback each."""
     if "mindspore.nn" in sys.modules:
         sys.modules["mindspore.nn"].Cell.__del__ = lambda cell: None

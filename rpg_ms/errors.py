@@ -4,7 +4,7 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import suppress
-from typing import Callable
+from typing import Any, Callable, NoReturn, TextIO
 
 
 class UserError(Exception):
@@ -14,7 +14,7 @@ class UserError(Exception):
 class RunStopped(UserError):
     """A run that was under way had to stop; `status` is the program's exit status, 1 unless a signal stopped it."""
 
-    def __init__(self, message, status=1):
+    def __init__(self, message: str, status: int = 1) -> None:
         super().__init__(message)
         self.status = status
 
@@ -29,7 +29,7 @@ class CutShort(RunStopped):
 class NotFinite(FloatingPointError):
     """A loss, gradient or weight that is NaN or infinite; `step` is the training step of it."""
 
-    def __init__(self, message, step):
+    def __init__(self, message: str, step: int) -> None:
         super().__init__(message)
         self.step = step
 
@@ -42,21 +42,21 @@ def one_line(text: str) -> str:
 class _Output:
     """A stream that raises CutShort in the place of OSError, so that its failure is told from that of a file."""
 
-    def __init__(self, stream):
+    def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
-    def write(self, text):
+    def write(self, text: str) -> int:
         """As the stream's own."""
         return self._try(self._stream.write, text)
 
-    def flush(self):
+    def flush(self) -> None:
         """As the stream's own."""
         return self._try(self._stream.flush)
 
-    def _try(self, call, *arguments):
+    def _try(self, call: Callable[..., Any], *arguments: Any) -> Any:
         try:
             return call(*arguments)
         except OSError as error:
@@ -98,7 +98,7 @@ def front_door(main: Callable[[], None]) -> None:
         sys.stdout = stdout
 
 
-def _refuse(message, status):
+def _refuse(message: str, status: int) -> NoReturn:
     with suppress(OSError):  # stderr may be gone as well
         print(f"{os.path.basename(sys.argv[0])}: error: {one_line(message)}", file=sys.stderr)
     raise SystemExit(status) from None

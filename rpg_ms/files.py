@@ -3,14 +3,16 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Union
 
 UNFINISHED = ".unfinished-"  # how the folders begin in which files are written before they get their names
 
 
-def user_path(name):
-    """`name` with a leading `~` or `~user` as that home folder; as in a shell, a user who is not there stays as written.
+def user_path(name: str) -> str:
+    """`name` with a leading `~` or `~user` as that home folder; as in a shell, an unknown user stays as written.
 
     A shell does not do it in `--flag=~/x`, in `--set data.root=~/x` or in a configuration.
     """
@@ -21,7 +23,7 @@ def user_path(name):
 
 
 @contextmanager
-def working_folder(path):
+def working_folder(path: Union[str, os.PathLike]) -> Iterator[None]:
     """Within the block `path` is the current folder."""
     before = os.getcwd()
     os.chdir(path)
@@ -32,7 +34,7 @@ def working_folder(path):
 
 
 @contextmanager
-def atomic_path(path):
+def atomic_path(path: Union[str, os.PathLike]) -> Iterator[Path]:
     """A path to write to; what was written becomes `path`, safely on disk, when the block ends without error."""
     path = Path(path)
     with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=path.parent) as folder:

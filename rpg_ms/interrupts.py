@@ -12,11 +12,13 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from types import FrameType
+from typing import NoReturn, Optional
 
 APART = 1.0  # seconds; `timeout` and some queues send the same signal twice, at once
 
 
-def _ctrl_c(number, frame):
+def _ctrl_c(number: int, frame: Optional[FrameType]) -> NoReturn:
     """End at once while modules are imported or MindSpore compiles: out of those an exception would come as another,
     with their tracebacks, or as a core dump.
     """
@@ -30,7 +32,7 @@ def _ctrl_c(number, frame):
     raise KeyboardInterrupt
 
 
-def _listen(heard):
+def _listen(heard: int) -> NoReturn:
     """End the process at the second signal, even while the main thread computes or waits in C++ and hears of none.
 
     Where it compiles, MindSpore leaves a handler of its own in the place of Python's, which makes a SIGTERM of Ctrl-C:
@@ -50,7 +52,7 @@ def _listen(heard):
                 os._exit(128 + number)
 
 
-def _begin():
+def _begin() -> None:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where it is ignored, as in the background
         signal.signal(signal.SIGINT, _ctrl_c)
     heard, told = os.pipe()

@@ -3,15 +3,19 @@ from __future__ import annotations
 
 import json
 import math
+import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, Optional, Union
 
 from rpg_ms.errors import UserError
 
 NUMBER = (int, float)
+Kind = Union[type, tuple[type, ...]]  # of a value, as isinstance takes it
 _NAMES = {NUMBER: "a finite number", int: "an integer", list: "a list", str: "text", dict: "a mapping"}
 
 
-def read_json(path, wanted):
+def read_json(path: Union[str, os.PathLike], wanted: Mapping[str, Kind]) -> Optional[dict[str, Any]]:
     """The mapping in a JSON file, with at least the names in `wanted` ({name: kind}); None if there is no file.
 
     Raises:
@@ -28,7 +32,7 @@ def read_json(path, wanted):
     return values
 
 
-def parse_json(text, wanted):
+def parse_json(text: bytes, wanted: Mapping[str, Kind]) -> dict[str, Any]:
     """As `read_json`, from bytes; raises ValueError."""
     try:
         values = json.loads(text)
@@ -38,7 +42,7 @@ def parse_json(text, wanted):
     return values
 
 
-def check(values, wanted):
+def check(values: Any, wanted: Mapping[str, Kind]) -> None:
     """Raise ValueError unless `values` is a dict with a value of its kind for every name in `wanted`."""
     if not isinstance(values, dict):
         raise ValueError("not a mapping of names to values")

@@ -40,8 +40,8 @@ def main():
     config = configs[0]
     target = device.set_up(config)
     task = create_task(config, ALONE)
-    network, found = build.build_network(config, task)
-    step, _ = build.build_train_step(config, task, network, found.layers, target, ALONE)
+    network, sparsified = build.build_network(config, task)
+    step, _ = build.build_train_step(config, task, network, sparsified.layers, target, ALONE)
     batch = next(iter(task.train_batches(0, ENDLESS)))
     step_alone = measure(itertools.repeat(batch), step, args.seconds)
     for config in configs:

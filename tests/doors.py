@@ -66,8 +66,8 @@ def killed_door(at, name, *arguments, cwd, signal="SIGKILL", timeout=300):
 
 
 def _run(line, cwd, timeout, variables):
-    return subprocess.run(line, cwd=cwd, timeout=timeout, env=environment(**variables), stdout=subprocess.PIPE,
-                          stderr=subprocess.PIPE, universal_newlines=True)
+    return subprocess.run(line, cwd=cwd, timeout=timeout, env=environment(**variables), capture_output=True,
+                          text=True)
 
 
 def last_json(result):

@@ -9,7 +9,7 @@ import pytest
 
 from conftest import PROJECT
 from doors import command, door, environment, refused
-from rpg_ms.compare.cells import Entry, parse_entry, plan
+from rpg_ms.compare.grid import Entry, parse_entry, plan
 from rpg_ms.compare.results import collect, csv_text, draw, means, page, section, table
 from rpg_ms.compare.running import reason, run_missing
 from rpg_ms.errors import UserError
@@ -81,10 +81,10 @@ def planned(*methods, seeds=(0,), settings=()):
     return plan("a.yaml", [parse_entry(method) for method in methods], [0.2], seeds, "runs", settings)
 
 
-def run_fakes(cells):
+def run_fakes(runs):
     documents = []
-    failures, stopped_by = run_missing(cells, "runs", lambda failures: documents.append(
-        collect(cells, failures, "rpg-ms compare", "a.yaml", [])))
+    failures, stopped_by = run_missing(runs, "runs", lambda failures: documents.append(
+        collect(runs, failures, "rpg-ms compare", "a.yaml", [])))
     assert stopped_by is None
     return failures, documents
 
@@ -99,7 +99,7 @@ def compare_fakes(*methods, **variables):
 
 def in_a_group_of_its_own(line, cwd, variables):
     return subprocess.run(line, cwd=cwd, env=environment(**variables), start_new_session=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True,
+                          capture_output=True, text=True,
                           timeout=120)
 
 
@@ -160,12 +160,12 @@ def test_mistakes_are_found_before_the_first_run(project, arguments, words):
 
 
 def test_cells(project):
-    cells = planned("gmp", "λ .5/x=rpg,rank.lambda=0.5", "dense", seeds=(3, 4), settings=["rank.lambda=0.1"])
-    found = [(cell.folder.name, cell.config.pruning.method, cell.config.rank.lambda_) for cell in cells[:3]]
+    runs = planned("gmp", "λ .5/x=rpg,rank.lambda=0.5", "dense", seeds=(3, 4), settings=["rank.lambda=0.1"])
+    found = [(run.folder.name, run.config.pruning.method, run.config.rank.lambda_) for run in runs[:3]]
     assert found == [("gmp_d0.2_s3", "gmp", 0.1), ("λ_.5_x_d0.2_s3", "rpg", 0.5),
                      ("dense_d1_s3", "dense", 0.1)]
-    assert [cell.config.seed for cell in cells] == [3, 3, 3, 4, 4, 4]
-    assert [cell.config.pruning.density for cell in cells[:3]] == [0.2, 0.2, 1.0]
+    assert [run.config.seed for run in runs] == [3, 3, 3, 4, 4, 4]
+    assert [run.config.pruning.density for run in runs[:3]] == [0.2, 0.2, 1.0]
 
 
 def test_a_method_keeps_its_own_values(project):
@@ -173,12 +173,12 @@ def test_a_method_keeps_its_own_values(project):
     (project / "a.yaml").write_text(CONFIG.replace(
         "pruning: {", "rank: {lambda: 3.0, delta: 0.4}\npruning: {schedule: exponential, alpha: 0.2, "))
 
-    def values(cell):
-        pruning, rank = cell.config.pruning, cell.config.rank
+    def values(run):
+        pruning, rank = run.config.pruning, run.config.rank
         return (pruning.schedule, pruning.alpha, rank.lambda_, rank.delta, pruning.update_every,
                 pruning.prune_until, pruning.freeze_after)
 
-    assert [values(cell) for cell in planned("rpg", "gmp", "rigl", "st3", "both=rigl,rank.lambda=3.0")] == [
+    assert [values(run) for run in planned("rpg", "gmp", "rigl", "st3", "both=rigl,rank.lambda=3.0")] == [
         ("exponential", 0.2, 3.0, 0.4, 3, 0.6, 0.7),
         ("cubic", 0.0, 0.0, 0.1, 3, 0.6, 0.7),
         ("constant", 0.3, 0.0, 0.1, 3, 0.75, 0.75),
@@ -188,7 +188,7 @@ def test_a_method_keeps_its_own_values(project):
 
 
 def test_clipping_is_a_methods_own_only_where_it_comes_with_one(project):
-    clips = lambda *methods: [cell.config.train.clip_norm for cell in planned(*methods)]
+    clips = lambda *methods: [run.config.train.clip_norm for run in planned(*methods)]
     assert clips("st3", "rpg", "gmp") == [3.0, None, None]
     (project / "a.yaml").write_text(CONFIG.replace("train: {", "train: {clip_norm: 100.0, "))
     assert clips("rpg", "gmp", "st3") == [100.0, 100.0, 3.0]
@@ -199,8 +199,8 @@ def test_clipping_is_a_methods_own_only_where_it_comes_with_one(project):
 
 def test_what_a_file_counts_in_its_own_updates_stays_with_it(project):
     (project / "a.yaml").write_text(CONFIG.replace("pruning: {", "pruning: {warmup_updates: 1, "))
-    cells = planned("rpg", "gmp", "granet", "rigl", "set", "one_shot", "st3")
-    assert [cell.config.pruning.warmup_updates for cell in cells] == [1, 1, 1, 0, 0, 0, 0]
+    runs = planned("rpg", "gmp", "granet", "rigl", "set", "one_shot", "st3")
+    assert [run.config.pruning.warmup_updates for run in runs] == [1, 1, 1, 0, 0, 0, 0]
     assert planned("granet", settings=["pruning.warmup_updates=2"])[0].config.pruning.warmup_updates == 2
 
 
@@ -262,10 +262,10 @@ def test_dry_run_lists_and_leaves_nothing(project):
 
 
 def test_a_failing_run_does_not_stop_the_others(project, monkeypatch, capfd):
-    cells = planned("gmp", "bad=gmp", "rpg")
+    runs = planned("gmp", "bad=gmp", "rpg")
     monkeypatch.setenv("TROUBLE", """if "bad" in folder.name: sys.exit("rpg-ms train: error: out of luck")""")
-    failures, documents = run_fakes(cells)
-    assert failures == {cells[1].folder: "out of luck (exit status 1)"}
+    failures, documents = run_fakes(runs)
+    assert failures == {runs[1].folder: "out of luck (exit status 1)"}
     statuses = [[run["status"] for run in document["runs"]] for document in documents]
     assert statuses[2] == ["finished", "failed", "missing"], "written after every run"
     assert statuses[-1] == ["finished", "failed", "finished"]
@@ -277,14 +277,14 @@ def test_a_failing_run_does_not_stop_the_others(project, monkeypatch, capfd):
     assert "bad at 80 % sparsity, seed 0, failed: out of luck (exit status 1)" in page(documents[-1])
     # The second time only the one that failed is run, and its log goes on.
     monkeypatch.delenv("TROUBLE")
-    before = [(cell.folder / "summary.json").stat().st_mtime_ns for cell in (cells[0], cells[2])]
+    before = [(run.folder / "summary.json").stat().st_mtime_ns for run in (runs[0], runs[2])]
     failures, documents = run_fakes(planned("gmp", "bad=gmp", "rpg"))
     assert not failures and {run["status"] for run in documents[-1]["runs"]} == {"finished"}
-    assert before == [(cell.folder / "summary.json").stat().st_mtime_ns for cell in (cells[0], cells[2])]
-    assert (cells[1].folder / "train.log").read_text().count("at work on bad_d0.2_s0") == 2
-    assert (cells[0].folder / "train.log").read_text().count("at work on") == 1
+    assert before == [(run.folder / "summary.json").stat().st_mtime_ns for run in (runs[0], runs[2])]
+    assert (runs[1].folder / "train.log").read_text().count("at work on bad_d0.2_s0") == 2
+    assert (runs[0].folder / "train.log").read_text().count("at work on") == 1
     # Runs without checkpoint are named, and no reason not to end well.
-    problems = draw(cells, project)
+    problems = draw(runs, project)
     assert len(problems) == 3 and all("no last.ckpt" in problem for problem in problems)
 
 

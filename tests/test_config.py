@@ -12,8 +12,17 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from rpg_ms.config import (SCHEMAS, Config, OneLineParser, PruningConfig, TrainConfig, add_shared_arguments,
-                           dump_config, load_config, reference_table)
+from rpg_ms.config import (
+    SCHEMAS,
+    Config,
+    OneLineParser,
+    PruningConfig,
+    TrainConfig,
+    add_shared_arguments,
+    dump_config,
+    load_config,
+    reference_table,
+)
 from rpg_ms.config.loading import _parse_yaml
 from rpg_ms.errors import UserError, front_door
 from rpg_ms.pruning.methods import METHODS

@@ -68,8 +68,7 @@ def project(tmp_path):
 
 def run(project, *arguments):
     """Run a command of the copy; the JSON in its last line."""
-    result = subprocess.run([sys.executable, *arguments], cwd=project, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                            universal_newlines=True, timeout=300)
+    result = subprocess.run([sys.executable, *arguments], cwd=project, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr[-2000:]
     return json.loads(result.stdout.splitlines()[-1])
 

@@ -46,8 +46,7 @@ def test_disk_full_loses_nothing(tmp_path):
             "sys.path.insert(0, __import__('os').path.dirname(sys.argv[0])); "
             "runpy.run_path(sys.argv[0], run_name='__main__')")
     result = subprocess.run([sys.executable, "-c", code, str(PROJECT / "train.py"), "--config", "tiny.yaml",
-                             "--output_dir", "out"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                            universal_newlines=True, timeout=300, env=dict(os.environ))
+                             "--output_dir", "out"], cwd=tmp_path, capture_output=True, text=True, timeout=300, env=dict(os.environ))
     refused(result, "cannot be written", "no checkpoint yet", status=1)
     assert not list((tmp_path / "out").rglob("*.tmp*"))  # no half-written file is left
     last_json(door("train.py", "--config", "tiny.yaml", "--output_dir", "out", "--resume", "auto", cwd=tmp_path))
@@ -122,7 +121,7 @@ def test_a_stdout_that_is_full():
     """What waits in the buffer until the end is written there as well, and said to be lost."""
     with open("/dev/full", "w") as full:
         result = subprocess.run([sys.executable, str(PROJECT / "eval.py"), "--help"], stdout=full,
-                                stderr=subprocess.PIPE, universal_newlines=True)
+                                stderr=subprocess.PIPE, text=True)
     refused(result, "eval.py: error: standard output cannot be written: No space left on device", status=1)
 
 

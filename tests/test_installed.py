@@ -90,5 +90,5 @@ def test_a_wheel_holds_packages_recipes_data_and_the_command(wheel, tmp_path):
     assert dict(entry_points["console_scripts"]) == {"rpg-ms": "rpg_ms.commands:main"}
     (tmp_path / "empty").mkdir()
     result = subprocess.run(command("recipes"), cwd=tmp_path / "empty", env={"PYTHONPATH": str(tmp_path / "site")},
-                            stdout=subprocess.PIPE, check=True, universal_newlines=True)
+                            stdout=subprocess.PIPE, check=True, text=True)
     assert names_of(result.stdout) == RECIPES

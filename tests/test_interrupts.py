@@ -1,5 +1,4 @@
 """Ctrl-C and SIGTERM, at any time; what is imported, compiled or waited for does not matter."""
-import os
 import signal
 import subprocess
 import sys
@@ -92,5 +91,5 @@ def test_a_library_user_keeps_the_signals_and_sees_no_noise_at_the_exit():
             "network = create_model('cifar_resnet8', 10, 1)\nfound = sparsify(network)\n"
             "network(ms.Tensor(np.zeros((1, 1, 28, 28)), ms.float32))\n"
             "assert signal.getsignal(signal.SIGINT) is signal.default_int_handler\n")
-    result = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, stderr=subprocess.PIPE, universal_newlines=True)
+    result = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, stderr=subprocess.PIPE, text=True)
     assert (result.returncode, result.stderr) == (0, "")

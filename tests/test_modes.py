@@ -53,7 +53,7 @@ def test_modes_agree(runs):
     for g, p in zip(graph[1], pynative[1]):
         assert np.linalg.norm(g - p) <= 1e-3 * np.linalg.norm(g) + 1e-6
     # Masks of the first update, up to weights that lie within rounding of the cut.
-    for (gw, gm), (pw, pm) in zip(graph[2][1], pynative[2][1]):
+    for (_, gm), (_, pm) in zip(graph[2][1], pynative[2][1]):
         differ = gm != pm
         assert np.count_nonzero(differ) <= 0.002 * differ.size + 2
         assert abs(int(gm.sum()) - int(pm.sum())) <= 2

@@ -5,7 +5,7 @@ import runpy
 import subprocess
 import sys
 from collections import Counter
-from functools import lru_cache
+from functools import cache
 
 import mindspore as ms
 import numpy as np
@@ -164,7 +164,7 @@ def test_keys_and_configurations_of_commands_are_there(name):
 def test_options_of_commands_are_there(command):
     shown = [line for name in TEXTS for line in commands(TEXTS[name]) if line.startswith(f"rpg-ms {command}")]
     described = subprocess.run([sys.executable, "-m", "rpg_ms", command, "--help"], cwd=PROJECT, check=True,
-                               stdout=subprocess.PIPE, universal_newlines=True).stdout
+                               stdout=subprocess.PIPE, text=True).stdout
     assert shown and {option for line in shown for option in re.findall(r"(?<= )--\w+", line)} <= set(
         re.findall(r"--\w+", described))
 
@@ -179,7 +179,7 @@ def test_every_configuration_loads(file):
 # ----------------------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=None)
+@cache
 def images_and_labels():
     rng = np.random.default_rng(0)
     return rng.standard_normal((8, 2, 6, 6)).astype(np.float32), rng.integers(0, 3, 8).astype(np.int32)

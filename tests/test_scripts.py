@@ -16,7 +16,7 @@ def run(*command, **environment):
     """Run a command from the root folder, so that nothing leans on the working directory."""
     clean = {name: value for name, value in os.environ.items() if name not in ("PYTHON", "RPG_VENV")}
     return subprocess.run([str(word) for word in command], cwd="/", env={**clean, **environment},
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True, timeout=60)
+                          capture_output=True, text=True, timeout=60)
 
 
 def executable(file, text):

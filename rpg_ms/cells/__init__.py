@@ -1,4 +1,6 @@
 """MindSpore cells: masked layers and the train-one-step cell."""
+from __future__ import annotations
+
 from rpg_ms.cells.average import WeightAverage
 from rpg_ms.cells.masked import MaskedConv2d, MaskedDense, MaskedLayer, Skipped, Sparsified, sparsify
 from rpg_ms.cells.rank_term import RankTerm

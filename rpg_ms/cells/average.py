@@ -1,8 +1,8 @@
 """A moving average of the weights."""
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Iterator
 
 import mindspore as ms
 from mindspore import nn, ops
@@ -29,7 +29,7 @@ class WeightAverage(nn.Cell):
             ms.Parameter(ms.Tensor(p.asnumpy().copy()), name=f"average.{p.name}", requires_grad=False)
             for p in self.sources])
 
-    def construct(self):
+    def construct(self) -> bool:
         for average, source in zip(self.averages, self.sources):
             ops.assign_add(average, (source - average) * self.fresh)
         return True

@@ -1,7 +1,8 @@
 """The task's loss and its dense gradient."""
 from __future__ import annotations
 
-from typing import Optional, Sequence
+from collections.abc import Sequence
+from typing import Optional
 
 import mindspore as ms
 from mindspore import amp, nn, ops
@@ -35,7 +36,7 @@ class TaskGradients(nn.Cell):
         self.finite = ms.Tensor(True)
         self.value_and_grad = ops.value_and_grad(self.scaled_loss, None, parameters, has_aux=True)
 
-    def scaled_loss(self, *inputs):
+    def scaled_loss(self, *inputs: ms.Tensor) -> tuple[ms.Tensor, ms.Tensor]:
         """`(what is differentiated, loss)`."""
         loss = self.network(*inputs)
         scaled = loss
@@ -45,7 +46,7 @@ class TaskGradients(nn.Cell):
             scaled = self.scaler.scale(scaled)
         return scaled, loss
 
-    def construct(self, *inputs):
+    def construct(self, *inputs: ms.Tensor) -> tuple[ms.Tensor, tuple[ms.Tensor, ...], ms.Tensor]:
         (_, loss), gradients = self.value_and_grad(*inputs)
         if self.reduce is not None:
             gradients = self.reduce(gradients)
@@ -83,7 +84,7 @@ class InPieces:
 class _AddGradients(nn.Cell):
     """The sums of two tuples of gradients, given one after the other."""
 
-    def construct(self, *gradients):
+    def construct(self, *gradients: ms.Tensor) -> tuple[ms.Tensor, ...]:
         half = len(gradients) // 2
         total = ()
         for a, b in zip(gradients[:half], gradients[half:]):

@@ -5,8 +5,10 @@ nothing per step and leaves the gradient at masked positions what regrowth needs
 """
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any
 
 import mindspore as ms
 import numpy as np
@@ -22,7 +24,7 @@ DENSES = (nn.Dense, mint.nn.Linear)
 class _Masked:
     """Adds to a layer the parameter `weight_mask`: bool, of the weight's shape, not trainable, saved with it."""
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         _add_mask(self)
 
@@ -50,7 +52,7 @@ class Skipped:
     """A parameter of two or more dimensions that is not pruned, and why."""
 
     name: str
-    shape: tuple
+    shape: tuple[int, ...]
     reason: str
 
 
@@ -58,26 +60,25 @@ class Skipped:
 class Sparsified:
     """What `sparsify` found: `layers` in the network's order, and what it `skipped`."""
 
-    layers: tuple
-    skipped: tuple
+    layers: tuple[MaskedLayer, ...]
+    skipped: tuple[Skipped, ...]
 
     @property
-    def prunable(self):
+    def prunable(self) -> int:
         """`N`: the number of prunable weights."""
         return sum(layer.weight.size for layer in self.layers)
 
     @property
-    def nonzero(self):
+    def nonzero(self) -> int:
         """The number of positions whose mask is 1."""
         return sum(int(np.count_nonzero(layer.mask.asnumpy())) for layer in self.layers)
 
     @property
-    def density(self):
+    def density(self) -> float:
         """Share of prunable positions whose mask is 1."""
         return self.nonzero / self.prunable
 
-    @property
-    def rank(self):
+    def mean_rank(self) -> float:
         """Numeric rank of the weights in percent of the full rank, mean over the layers; singular values, so slow."""
         return mean_rank([layer.weight.asnumpy() for layer in self.layers])
 
@@ -86,7 +87,7 @@ class NothingMatches(ValueError):
     """Patterns of layers to leave out that match none, or that leave none to prune."""
 
 
-def sparsify(network, exclude=()):
+def sparsify(network: nn.Cell, exclude: Sequence[str] = ()) -> Sparsified:
     """Turn the convolution and dense layers of any network into masked ones, in place; masks start all ones.
 
     Layers keep their names, Parameters and behaviour; `nn.Conv2d` and `nn.Dense` become `MaskedConv2d` and
@@ -137,7 +138,7 @@ def sparsify(network, exclude=()):
     return Sparsified(tuple(layers), tuple(skipped))
 
 
-def set_topology(layer, weight, mask):
+def set_topology(layer: MaskedLayer, weight: np.ndarray, mask: np.ndarray) -> None:
     """Put a new weight and mask (arrays of the layer's shape) in place; the weight is made exactly 0 outside."""
     mask = np.ascontiguousarray(mask, np.bool_)
     weight = np.where(mask, weight, 0).astype(weight.dtype, copy=False)
@@ -146,12 +147,12 @@ def set_topology(layer, weight, mask):
     ops.assign(layer.mask, ms.Tensor(mask))
 
 
-def masked_gradient(mask, gradient):
+def masked_gradient(mask: ms.Tensor, gradient: ms.Tensor) -> ms.Tensor:
     """The gradient where the mask is 1, exactly 0 elsewhere (also where it is not finite)."""
     return ops.select(mask, gradient, ops.zeros_like(gradient))
 
 
-def _masked(cell_name, cell):
+def _masked(cell_name: str, cell: nn.Cell) -> ms.Parameter:
     if hasattr(cell, "weight_mask"):
         _check_mask(cell_name, cell)
     else:
@@ -160,7 +161,7 @@ def _masked(cell_name, cell):
     return cell.weight_mask
 
 
-def _check_mask(cell_name, cell):
+def _check_mask(cell_name: str, cell: nn.Cell) -> None:
     """Refuse a `weight_mask` that is not what pruning, checkpoints and exports have under this name."""
     mask, weight = cell.weight_mask, getattr(cell, "weight", None)
     if not (isinstance(mask, ms.Parameter) and mask.dtype == ms.bool_ and isinstance(weight, ms.Parameter)
@@ -170,6 +171,6 @@ def _check_mask(cell_name, cell):
                          "Parameter of the weight's shape; call it otherwise")
 
 
-def _add_mask(cell):
+def _add_mask(cell: nn.Cell) -> None:
     cell.weight_mask = ms.Parameter(ms.Tensor(np.ones(cell.weight.shape, np.bool_)),
                                     name=f"{cell.weight.name}_mask", requires_grad=False)

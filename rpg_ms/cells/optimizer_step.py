@@ -1,7 +1,8 @@
 """The optimizer's part of a step, and the state that it keeps of each weight."""
 from __future__ import annotations
 
-from typing import Iterable, Optional, Sequence
+from collections.abc import Iterable, Sequence
+from typing import Optional
 
 import mindspore as ms
 from mindspore import amp, nn, ops
@@ -40,7 +41,7 @@ class ApplyGradients(nn.Cell):
         self.masks = ms.ParameterTuple([layer.mask for layer in layers])
         self.mask_of = tuple(index.get(id(parameter), -1) for parameter in optimizer.parameters)
 
-    def construct(self, finite, *gradients):  # one by one: graph mode takes a tuple for a constant and compiles anew
+    def construct(self, finite: ms.Tensor, *gradients: ms.Tensor) -> ms.Tensor:  # one by one: graph mode takes a tuple for a constant and compiles anew
         masked = ()
         for gradient, i in zip(gradients, self.mask_of):
             if i >= 0:
@@ -78,7 +79,7 @@ class MaskState(nn.Cell):
         self.states = ms.ParameterTuple([state for state, _ in pairs])
         self.masks = ms.ParameterTuple([mask for _, mask in pairs])
 
-    def construct(self):
+    def construct(self) -> bool:
         for state, mask in zip(self.states, self.masks):
             ops.assign(state, masked_gradient(mask, state))
         return True
@@ -91,7 +92,7 @@ class ResetState(nn.Cell):
         super().__init__(auto_prefix=False)
         self.states = ms.ParameterTuple(states)
 
-    def construct(self):
+    def construct(self) -> bool:
         for state in self.states:
             ops.assign(state, ops.zeros_like(state))
         return True

@@ -1,7 +1,8 @@
 """The rank term of a network in training: its weight, its steps and its layers."""
 from __future__ import annotations
 
-from typing import Optional, Sequence
+from collections.abc import Sequence
+from typing import Optional
 
 import mindspore as ms
 from mindspore import nn, ops
@@ -49,19 +50,19 @@ class RankTerm(nn.Cell):
         self.reduce = reduce
         self.value_and_grad = ops.value_and_grad(self.weighted, None, self.weights, has_aux=True)
 
-    def weighted(self):
+    def weighted(self) -> tuple[ms.Tensor, ms.Tensor, ms.Tensor]:
         """`(λ · L_rank, L_rank, k)`."""
         loss, ranks = self.rank_loss.loss_and_ranks(self.weights)
         return self.weight * loss, loss, ranks
 
-    def construct(self, *after):
+    def construct(self, *after: ms.Tensor) -> tuple[ms.Tensor, ms.Tensor, tuple[ms.Tensor, ...]]:
         (_, loss, ranks), gradients = self.value_and_grad()
         if self.reduce is not None:
             gradients = self.reduce((ops.depend(gradients[0], after), *gradients[1:]))
         return loss, ranks, gradients
 
 
-def add_rank(gradients, rank_gradients, rank_of):
+def add_rank(gradients: tuple[ms.Tensor, ...], rank_gradients: tuple[ms.Tensor, ...], rank_of: Sequence[int]) -> tuple[ms.Tensor, ...]:
     """The gradients plus those of the rank term, which belong to the positions `rank_of[i] >= 0`."""
     total = ()
     for gradient, i in zip(gradients, rank_of):

@@ -29,7 +29,7 @@ class SunkSteps(nn.Cell):
         self.index = ms.Tensor(np.arange(steps), ms.int32)
         self.losses = ms.Tensor(np.zeros(steps), ms.float32)
 
-    def construct(self, *inputs):
+    def construct(self, *inputs: ms.Tensor) -> ms.Tensor:
         losses = self.losses
         step = ops.zeros((), ms.int32)
         while step < self.steps:

@@ -1,9 +1,13 @@
 """Soft-thresholded weights with straight-through gradients."""
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 import mindspore as ms
 import numpy as np
 from mindspore import nn, ops
+
+from rpg_ms.cells.masked import MaskedLayer
 
 
 class SoftThreshold(nn.Cell):
@@ -22,7 +26,7 @@ class SoftThreshold(nn.Cell):
         True; the weights are assigned.
     """
 
-    def __init__(self, layers):
+    def __init__(self, layers: Sequence[MaskedLayer]) -> None:
         super().__init__(auto_prefix=False)
         self.weights = ms.ParameterTuple([layer.weight for layer in layers])
         self.masks = ms.ParameterTuple([layer.mask for layer in layers])
@@ -35,24 +39,24 @@ class SoftThreshold(nn.Cell):
             ms.Parameter(ms.Tensor(np.ones((weight.shape[0],) + (1,) * (weight.ndim - 1), np.float32)),
                          name=f"scale.{weight.name}", requires_grad=False) for weight in self.weights])
 
-    def construct(self):
+    def construct(self) -> bool:
         for weight, latent, mask, threshold, scale in zip(self.weights, self.latents, self.masks, self.thresholds,
                                                           self.scales):
             magnitude = ops.relu(ops.abs(latent) - threshold) * scale
             ops.assign(weight, ops.select(mask, ops.sign(latent) * magnitude, ops.zeros_like(latent)))
         return True
 
-    def trained(self, parameters):
+    def trained(self, parameters: Iterable[ms.Parameter]) -> list[ms.Parameter]:
         """The parameters for an optimizer: latent weights in the place of those that are computed from them."""
         latent_of = {id(weight): latent for weight, latent in zip(self.weights, self.latents)}
         return [latent_of.get(id(parameter), parameter) for parameter in parameters]
 
-    def differentiated(self, parameters):
+    def differentiated(self, parameters: Iterable[ms.Parameter]) -> list[ms.Parameter]:
         """The parameters whose gradients those for an optimizer (`trained`) go by."""
         weight_of = {id(latent): weight for weight, latent in zip(self.weights, self.latents)}
         return [weight_of.get(id(parameter), parameter) for parameter in parameters]
 
-    def set_masks(self, masks, one_threshold):
+    def set_masks(self, masks: Sequence[np.ndarray], one_threshold: bool) -> None:
         """Put masks (boolean arrays) in place, with thresholds, scales and weights to go with them.
 
         A layer's threshold is the largest magnitude that its mask leaves out; with `one_threshold` the largest of
@@ -73,6 +77,6 @@ class SoftThreshold(nn.Cell):
             ops.assign(self.scales[i], ms.Tensor((1.01 / (share + 0.01)).astype(np.float32)))
         self()
 
-    def state(self):
+    def state(self) -> dict[str, ms.Parameter]:
         """The Parameters that a checkpoint needs besides the network's, by name."""
         return {parameter.name: parameter for parameter in (*self.latents, *self.thresholds, *self.scales)}

@@ -5,8 +5,9 @@ only place that knows both.
 """
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Optional, Sequence
+from typing import Any, Optional
 
 import mindspore as ms
 import numpy as np
@@ -53,7 +54,7 @@ class PlainStep(nn.Cell):
         self.rank_of = rank_of
         self.apply_gradients = apply
 
-    def construct(self, *inputs):
+    def construct(self, *inputs: ms.Tensor) -> ms.Tensor:
         loss, gradients, finite = self.task(*inputs)
         if self.rank_term is not None:
             _, _, rank_gradients = self.rank_term(gradients[0])
@@ -140,7 +141,7 @@ class SparseTrainStep(nn.Cell):
         self.step_number = step
         return loss
 
-    def construct(self, *inputs):
+    def construct(self, *inputs: ms.Tensor) -> ms.Tensor:
         """Refuses to be compiled into another graph, which would pass over the topology updates."""
         raise RuntimeError("SparseTrainStep decides about topology updates on the host, so it cannot be part of a graph: "
                            "train with dataset_sink_mode=False")

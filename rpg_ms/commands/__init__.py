@@ -2,8 +2,11 @@
 
 A command is a module whose docstring is its help and whose `main(parser)` reads from top to bottom: parse, build, call.
 """
-from rpg_ms import interrupts  # noqa: F401, I001  before all else: Ctrl-C ends also what is still being imported
+from __future__ import annotations
 
+from rpg_ms import interrupts  # noqa: F401  before all else: Ctrl-C ends also what is still being imported
+
+# isort: split
 import argparse
 import importlib
 import sys

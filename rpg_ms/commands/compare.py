@@ -10,9 +10,14 @@ its published values, and its own calendar if it comes with one. --set and a var
 
 Choose settings on a validation split, never on the test images: --set data.validation=0.1.
 """
+from __future__ import annotations
+
 import argparse
 import shlex
 import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 from rpg_ms.config import SCHEMAS
 from rpg_ms.errors import RunStopped
@@ -24,20 +29,20 @@ def main(parser: argparse.ArgumentParser) -> None:
     """Run what is not finished of a comparison, and write its tables and figures."""
     args = parse(parser)
 
-    from rpg_ms.compare import cells, results, running
+    from rpg_ms.compare import grid, results, running
 
-    entries = [cells.parse_entry(text) for text in args.methods]
-    planned = cells.plan(args.config, entries, args.densities, args.seeds, args.output_dir, args.set,
-                         args.device_target)
+    entries = [grid.parse_entry(text) for text in args.methods]
+    planned = grid.plan(args.config, entries, args.densities, args.seeds, args.output_dir, args.set,
+                        args.device_target)
     folder = args.results or args.output_dir
     command = shlex.join(["rpg-ms", "compare", *sys.argv[1:]])
 
-    def collected(failures):
+    def collected(failures: Mapping[Path, str]) -> dict[str, Any]:
         return results.collect(planned, failures, command, args.config, args.set)
 
     if args.dry_run:
-        for cell, found in zip(planned, collected({})["runs"]):
-            print(f"{found['status']:8}  {cell.name}: {cell.folder}")
+        for run, line in zip(planned, collected({})["runs"]):
+            print(f"{line['status']:8}  {run.name}: {run.folder}")
         return
     failures, stopped_by = running.run_missing(planned, args.output_dir,
                                                lambda failures: results.write(collected(failures), folder))

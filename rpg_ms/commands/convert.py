@@ -2,6 +2,8 @@
 
 Reads MindSpore checkpoints, PyTorch's files and safetensors. What is written follows from the name: .ckpt for
 MindSpore, .safetensors for PyTorch (torch_model.load_state_dict(safetensors.torch.load_file(FILE)))."""
+from __future__ import annotations
+
 import argparse
 import json
 
@@ -17,11 +19,11 @@ def main(parser: argparse.ArgumentParser) -> None:
     from rpg_ms.weights import load_weights, write_weights
 
     network = create_model(args.model, args.num_classes, args.in_channels, args.image_size, args.width)
-    found = sparsify(network)
-    load_weights(args.source, network, found, args.allow, args.entry, args.prefix, "--{}")
+    sparsified = sparsify(network)
+    load_weights(args.source, network, sparsified, args.allow, args.entry, args.prefix, "--{}")
     write_weights(args.target, network)
-    print(json.dumps({"file": args.target, "model": args.model, "density": found.density,
-                      "nonzero": found.nonzero, "prunable": found.prunable}))
+    print(json.dumps({"file": args.target, "model": args.model, "density": sparsified.density,
+                      "nonzero": sparsified.nonzero, "prunable": sparsified.prunable}))
 
 
 def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:

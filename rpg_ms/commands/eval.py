@@ -1,4 +1,6 @@
 """Evaluate a checkpoint: rpg-ms eval --config FILE --checkpoint_path CKPT"""
+from __future__ import annotations
+
 import argparse
 import json
 
@@ -20,11 +22,11 @@ def main(parser: argparse.ArgumentParser) -> None:
     from rpg_ms.training import build, checkpoint, device, distributed
 
     device.set_up(config)
-    ranks = distributed.join()
-    task = create_task(config, ranks)
-    network, found = build.build_network(config, task)
-    state = checkpoint.load_network(args.checkpoint_path, network, found, args.ema)
+    world = distributed.join()
+    task = create_task(config, world)
+    network, sparsified = build.build_network(config, task)
+    state = checkpoint.load_network(args.checkpoint_path, network, sparsified, args.ema)
     checkpoint.check_held_out(args.checkpoint_path, state, config)
     figures = task.evaluate(network)
-    print(json.dumps({**figures, "density": found.density, "nonzero": found.nonzero, "prunable": found.prunable,
-                      "rank": found.rank, "steps": state["step"], "seconds": state["seconds"]}))
+    print(json.dumps({**figures, "density": sparsified.density, "nonzero": sparsified.nonzero, "prunable": sparsified.prunable,
+                      "rank": sparsified.mean_rank(), "steps": state["step"], "seconds": state["seconds"]}))

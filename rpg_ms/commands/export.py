@@ -1,4 +1,6 @@
 """Export a checkpoint: rpg-ms export --config FILE --checkpoint_path CKPT --file_format MINDIR --file_name OUT"""
+from __future__ import annotations
+
 import argparse
 import json
 
@@ -22,13 +24,13 @@ def main(parser: argparse.ArgumentParser) -> None:
 
     device.set_up(config)
     task = create_task(config, distributed.ALONE)
-    network, found = build.build_network(config, task, mixed_precision=False)
-    state = checkpoint.load_network(args.checkpoint_path, network, found, args.ema)
+    network, sparsified = build.build_network(config, task, mixed_precision=False)
+    state = checkpoint.load_network(args.checkpoint_path, network, sparsified, args.ema)
     checkpoint.check_held_out(args.checkpoint_path, state, config)
     if FORMATS[args.file_format].computes or args.value_type in ("float16", "int8"):  # it is evaluated
         task.compile_evaluation(network)
     trained = {"step": state["step"], "seconds": state["seconds"]}
-    print(json.dumps(export(network, found, task, args.file_format, path, trained=trained, **vars(options))))
+    print(json.dumps(export(network, sparsified, task, args.file_format, path, trained=trained, **vars(options))))
 
 
 def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:

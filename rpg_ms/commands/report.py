@@ -1,4 +1,6 @@
 """Report on training runs: rpg-ms report RUN_FOLDER [RUN_FOLDER ...] --output_dir FOLDER"""
+from __future__ import annotations
+
 import argparse
 import json
 import os

@@ -1,4 +1,6 @@
 """Train and prune a network: rpg-ms train --config quickstart --output_dir runs/mine"""
+from __future__ import annotations
+
 import argparse
 import json
 import os
@@ -20,27 +22,27 @@ def main(parser: argparse.ArgumentParser) -> None:
     from rpg_ms.training.run_folder import NoFolder, RunFolder, may_train
 
     target = device.set_up(config)
-    ranks = distributed.join()
-    task = create_task(config, ranks)
+    world = distributed.join()
+    task = create_task(config, world)
     if args.check_data:
         print(f"all {task.check_data()} images can be read", flush=True)
-    network, found = build.build_network(config, task, config.model.pretrained)
-    ranks.broadcast(network)
-    step, rates = build.build_train_step(config, task, network, found.layers, target, ranks)
+    network, sparsified = build.build_network(config, task, config.model.pretrained)
+    world.broadcast(network)
+    step, rates = build.build_train_step(config, task, network, sparsified.layers, target, world)
     if may_train(config, resume, args.allow_changes, args.overwrite):
         build.compile_step(config, task, network, step)
-    folder = RunFolder(config, resume, args.allow_changes, args.overwrite) if ranks.first \
+    folder = RunFolder(config, resume, args.allow_changes, args.overwrite) if world.first \
         else NoFolder(config, resume, args.allow_changes)
-    ranks.meet()  # the first process has made the folder ready
+    world.barrier()  # the first process has made the folder ready
     summary = folder.summary()
-    ranks.check_same(summary is not None, f"{config.output_dir}: finished (1) or not (0)")
+    world.check_same(summary is not None, f"{config.output_dir}: finished (1) or not (0)")
     if summary is None:
-        print(f"{config.model.name} on {config.data.name}: {len(found.layers)} layers, {found.prunable} prunable "
-              f"weights, {len(rates)} steps on {ranks.size} x {target}", flush=True)
+        print(f"{config.model.name} on {config.data.name}: {len(sparsified.layers)} layers, "
+              f"{sparsified.prunable} prunable weights, {len(rates)} steps on {world.size} x {target}", flush=True)
         note = build.idle_rank_term(config, step)
         if note is not None:
             print(note, flush=True)
-        summary = train(config, task, network, found, step, rates, folder, ranks)
+        summary = train(config, task, network, sparsified, step, rates, folder, world)
     print(json.dumps(summary))
 
 

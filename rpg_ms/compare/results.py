@@ -12,11 +12,13 @@ import os
 import platform
 import statistics
 import time
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import Any, Optional, Union
 
 import rpg_ms
-from rpg_ms.compare.cells import percent
+from rpg_ms.compare.grid import GridRun, percent
 from rpg_ms.errors import UserError
 from rpg_ms.files import atomic_path
 from rpg_ms.json_files import read_json
@@ -46,7 +48,7 @@ def environment() -> dict:
     }
 
 
-def _cpu_model():
+def _cpu_model() -> str:
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -55,46 +57,46 @@ def _cpu_model():
     return models[0] if models else platform.processor() or platform.machine()
 
 
-def _version(name):
+def _version(name: str) -> str:
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return "unknown"
 
 
-def collect(cells, failures, command, config_file, settings):
+def collect(runs: Sequence[GridRun], failures: Mapping[Path, str], command: str, config_file: str, settings: Sequence[str]) -> dict[str, Any]:
     """The document of a comparison, from what lies in the runs' folders.
 
     Args:
-        cells: list of `rpg_ms.compare.cells.Cell`.
-        failures: why runs failed, by the cell's folder.
+        runs: list of `rpg_ms.compare.grid.GridRun`.
+        failures: why runs failed, by the run's folder.
         command: the command line, as one string.
         config_file: file of the configuration.
         settings: the `--set` values that all runs share.
     """
-    environments, runs, dates = [], [], []
-    for cell in cells:
-        run = {"label": cell.entry.label, "method": cell.entry.method, "settings": list(cell.entry.settings),
-               "target_density": cell.density, "seed": cell.seed}
-        summary = cell.summary()
+    environments, lines, dates = [], [], []
+    for run in runs:
+        line = {"label": run.entry.label, "method": run.entry.method, "settings": list(run.entry.settings),
+                "target_density": run.density, "seed": run.seed}
+        summary = run.summary()
         if summary is not None:
-            run["status"] = "finished"
-            names = (*(figure.name for figure in TASKS[cell.config.task].figures), *FIGURES)
-            run.update({name: summary[name] for name in names if name in summary})
-            run["environment"] = _index(environments, cell.folder / "environment.json")
-            dates.append(os.path.getmtime(cell.folder / "summary.json"))
-        elif cell.folder in failures:
-            run.update(status="failed", reason=failures[cell.folder])
+            line["status"] = "finished"
+            names = (*(figure.name for figure in TASKS[run.config.task].figures), *FIGURES)
+            line.update({name: summary[name] for name in names if name in summary})
+            line["environment"] = _index(environments, run.folder / "environment.json")
+            dates.append(os.path.getmtime(run.folder / "summary.json"))
+        elif run.folder in failures:
+            line.update(status="failed", reason=failures[run.folder])
         else:
-            run["status"] = "cut off" if cell.begun else "missing"
-        runs.append(run)
-    return {"command": command, "config": config_file, "settings": list(settings), "task": cells[0].config.task,
-            "evaluated_on": "validation" if cells[0].config.data.validation > 0 else "test",
+            line["status"] = "cut off" if run.begun else "missing"
+        lines.append(line)
+    return {"command": command, "config": config_file, "settings": list(settings), "task": runs[0].config.task,
+            "evaluated_on": "validation" if runs[0].config.data.validation > 0 else "test",
             "date": time.strftime("%Y-%m-%d", time.gmtime(max(dates, default=None))),
-            "environments": environments, "runs": runs}
+            "environments": environments, "runs": lines}
 
 
-def _index(environments, path):
+def _index(environments: list[dict[str, Any]], path: Path) -> Optional[int]:
     """Where in the list this file's content is, appended if it is new; None for a run of train.py's own."""
     found = read_json(path, {"machine": dict, "versions": dict})
     if found is None:
@@ -104,7 +106,7 @@ def _index(environments, path):
     return environments.index(found)
 
 
-def write(document, folder):
+def write(document: Mapping[str, Any], folder: Union[str, os.PathLike]) -> None:
     """Write results.json, results.csv, runs.csv and results.md into a folder, made if it is missing.
 
     Raises:
@@ -122,34 +124,34 @@ def write(document, folder):
         raise UserError(f"--results: {folder} cannot be written: {error.strerror}") from None
 
 
-def draw(cells, folder):
+def draw(runs: Sequence[GridRun], folder: Union[str, os.PathLike]) -> list[str]:
     """Write the report on the finished runs into a folder; returns what is missing from it, a line each."""
-    finished = [cell for cell in cells if cell.summary() is not None]
+    finished = [run for run in runs if run.summary() is not None]
     if not finished:
         return []
-    runs, problems = [], []
+    loaded, problems = [], []
     try:
         from rpg_ms.report import load_run, write_report
 
-        for cell in finished:
+        for run in finished:
             try:
-                runs.append(load_run(cell.folder, cell.entry.label))
+                loaded.append(load_run(run.folder, run.entry.label))
             except UserError as error:
                 problems.append(str(error))
-        if runs:
-            write_report(runs, folder)
+        if loaded:
+            write_report(loaded, folder)
     except (UserError, ImportError) as error:
         problems.append(f"any run: {error}")
     return problems
 
 
-def figure_of(document) -> Figure:
+def figure_of(document: Mapping[str, Any]) -> Figure:
     """What the tables of a document compare; documents of earlier versions are of classification."""
     return TASKS[document.get("task", "classification")].figure
 
 
-def means(document) -> list:
-    """A dict for every label and target density: seeds, mean and standard deviation (n − 1) of figure and rank, cost."""
+def means(document: Mapping[str, Any]) -> list:
+    """A dict for every label and target density: seeds, means and deviations (n − 1) of figure and rank, and cost."""
     figure, groups = figure_of(document).name, {}
     for run in document["runs"]:
         groups.setdefault((run["label"], run["target_density"]), []).append(run)
@@ -167,8 +169,11 @@ def means(document) -> list:
     return lines
 
 
-def csv_text(lines, last=()) -> str:
-    """Dicts as the lines of a CSV file, settings joined by blanks; columns in the dicts' order, those named `last` last."""
+def csv_text(lines: Sequence[Mapping[str, Any]], last: Sequence[str] = ()) -> str:
+    """Dicts as the lines of a CSV file, settings joined by blanks.
+
+    Columns are in the order of the dicts, but those named `last` come last.
+    """
     columns = [name for name in dict.fromkeys(name for line in lines for name in line) if name not in last]
     columns += [name for name in last if any(name in line for line in lines)]
     text = io.StringIO()
@@ -178,7 +183,7 @@ def csv_text(lines, last=()) -> str:
     return text.getvalue()
 
 
-def page(document) -> str:
+def page(document: Mapping[str, Any]) -> str:
     """The tables with their notes, where, when and by which command they were made, and the runs that failed."""
     places = "; ".join(map(place, document["environments"])) or "?"
     parts = [f"# Comparison on {document['config']}", section(document),
@@ -188,7 +193,7 @@ def page(document) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def section(document) -> str:
+def section(document: Mapping[str, Any]) -> str:
     """The table of the task's figure and, where ranks were recorded, theirs, each with what its figures are."""
     figure = figure_of(document)
     label = figure.label[:1].upper() + figure.label[1:]
@@ -197,7 +202,7 @@ def section(document) -> str:
     return "\n\n".join(parts + ([ranks, RANKS_ARE] if ranks else []))
 
 
-def place(found) -> str:
+def place(found: Mapping[str, Any]) -> str:
     """An `environment()` in words."""
     machine, versions = found["machine"], found["versions"]
     cores = f"{machine['cores']} core{'s' if machine['cores'] > 1 else ''}"
@@ -205,7 +210,7 @@ def place(found) -> str:
                       *(f"{name} {version}" for name, version in versions.items())])
 
 
-def table(document, language: str) -> str:
+def table(document: Mapping[str, Any], language: str) -> str:
     """The Markdown table of the task's figure: a row for every label, a column for every sparsity.
 
     Args:
@@ -223,7 +228,7 @@ def table(document, language: str) -> str:
     return _markdown(lines)
 
 
-def rank_table(document) -> str:
+def rank_table(document: Mapping[str, Any]) -> str:
     """The same of the ranks, of the sparsities at which every finished run has its rank; "" where there are none."""
     finished = [run for run in document["runs"] if run["status"] == "finished"]
     incomplete = {run["target_density"] for run in finished if "rank" not in run}
@@ -237,7 +242,7 @@ def rank_table(document) -> str:
     return _markdown(lines)
 
 
-def _grid(runs):
+def _grid(runs: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[float], dict[tuple[str, float], list[Mapping[str, Any]]]]:
     """`(labels, densities, {(label, density): [run, ...]})`: rows, columns and cells of a table."""
     labels = list(dict.fromkeys(run["label"] for run in runs))
     densities = sorted({run["target_density"] for run in runs}, reverse=True)
@@ -247,37 +252,37 @@ def _grid(runs):
     return labels, densities, cells
 
 
-def _escaped(label):
+def _escaped(label: str) -> str:
     return label.replace("|", r"\|")
 
 
-def _markdown(lines):
+def _markdown(lines: Sequence[Sequence[str]]) -> str:
     """A Markdown table of lists of texts, the first its head."""
     lines = [lines[0], ["---"] * len(lines[0]), *lines[1:]]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _best(column, figure):
+def _best(column: Sequence[Sequence[Mapping[str, Any]]], figure: str) -> Optional[str]:
     """The highest mean of a column, as it is shown; None where there is nothing to compare."""
     shown = [_of_finished(runs, figure) for runs in column]
     means = [statistics.mean(values) for values in shown if values]
     return f"{max(means):.2f}" if len(means) > 1 else None
 
 
-def _of_finished(runs, figure):
+def _of_finished(runs: Sequence[Mapping[str, Any]], figure: str) -> list[float]:
     return [run[figure] for run in runs if run["status"] == "finished" and figure in run]
 
 
-def _failed(runs):
+def _failed(runs: Sequence[Mapping[str, Any]]) -> int:
     return sum(run["status"] == "failed" for run in runs)
 
 
-def _mean_text(values):
+def _mean_text(values: Sequence[float]) -> str:
     text = f"{statistics.mean(values):.2f}"
     return f"{text} ± {statistics.stdev(values):.2f}" if len(values) > 1 else text
 
 
-def _cell_text(runs, figure, best, words):
+def _cell_text(runs: Sequence[Mapping[str, Any]], figure: str, best: Optional[str], words: Mapping[str, str]) -> str:
     values, failed = _of_finished(runs, figure), _failed(runs)
     if not values:
         return words["failed"] if failed else "–"

@@ -1,8 +1,21 @@
 """The typed configuration: its keys, how it is loaded and explained, and the command lines that name one."""
+from __future__ import annotations
+
 from rpg_ms.config.command_line import OneLineParser, add_shared_arguments
 from rpg_ms.config.explaining import reference_table
-from rpg_ms.config.keys import (METHOD_KEYS, SCHEMAS, CheckpointConfig, Config, DataConfig, ModelConfig, OptimizerConfig,
-                                PruningConfig, RankConfig, ScheduleConfig, TrainConfig)
+from rpg_ms.config.keys import (
+                                METHOD_KEYS,
+                                SCHEMAS,
+                                CheckpointConfig,
+                                Config,
+                                DataConfig,
+                                ModelConfig,
+                                OptimizerConfig,
+                                PruningConfig,
+                                RankConfig,
+                                ScheduleConfig,
+                                TrainConfig,
+)
 from rpg_ms.config.loading import changed_keys, dump_config, find_recipe, load_config, recipes
 
 __all__ = ["METHOD_KEYS", "SCHEMAS", "CheckpointConfig", "Config", "DataConfig", "ModelConfig", "OneLineParser",

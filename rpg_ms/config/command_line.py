@@ -3,7 +3,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import NoReturn, Optional, Sequence
+from collections.abc import Sequence
+from typing import NoReturn, Optional
 
 from rpg_ms.config.explaining import printable
 from rpg_ms.config.keys import SCHEMAS
@@ -20,7 +21,7 @@ class OneLineParser(argparse.ArgumentParser):
 
     def parse_args(self, args: Optional[Sequence[str]] = None,
                    namespace: Optional[argparse.Namespace] = None) -> argparse.Namespace:
-        """As ArgumentParser's; text that is not UTF-8 is refused, as it could be neither logged nor written to a file."""
+        """As ArgumentParser's; text that is not UTF-8 is refused, as it can be neither logged nor written to a file."""
         for argument in sys.argv[1:] if args is None else args:
             try:
                 argument.encode()

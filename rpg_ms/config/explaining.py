@@ -2,13 +2,14 @@
 from __future__ import annotations
 
 import difflib
-from typing import Any, Iterable, Tuple
+from collections.abc import Iterable
+from typing import Any
 
 from pydantic import ValidationError
 
 from rpg_ms.config.keys import SCHEMAS
 
-Path = Tuple[str, ...]
+Path = tuple[str, ...]
 
 
 def explain(error: ValidationError, sources: dict[Path, str], file_name: str) -> str:
@@ -76,7 +77,7 @@ def _mismatch(kind: str, value: Any, schema: dict) -> str:
     return f"is not {_wanted(schema)}"
 
 
-def _schema_at(loc: Tuple[Any, ...]) -> dict:
+def _schema_at(loc: tuple[Any, ...]) -> dict:
     schema = SCHEMAS[tuple(part for part in loc if isinstance(part, str))]
     return schema["items"] if isinstance(loc[-1], int) else schema
 
@@ -131,7 +132,7 @@ def _bound(number: float) -> str:
     return f"2^{power} - 1" if power > 30 and number + 1 == 2**power else f"{number:g}"
 
 
-def _without_null(schema: dict) -> Tuple[dict, bool]:
+def _without_null(schema: dict) -> tuple[dict, bool]:
     """The schema of an Optional key without its null, and whether it had one."""
     variants = schema.get("anyOf", [schema])
     return next(variant for variant in variants if variant.get("type") != "null"), len(variants) > 1

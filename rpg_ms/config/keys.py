@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Any, Literal, Optional, Tuple
+from typing import Annotated, Any, Literal, Optional
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 from pydantic_core import PydanticCustomError
@@ -30,7 +30,7 @@ class ModelConfig(Group):
     name: Text = Field("resnet_small", description="Network: ours, any of mindcv's, or your own module:function.")
     pretrained: Optional[UserPath] = Field(
         None, description="Weights to start from, MindSpore's, PyTorch's or safetensors; null: none.")
-    pretrained_allow: Tuple[Text, ...] = Field(
+    pretrained_allow: tuple[Text, ...] = Field(
         (), strict=False, description="Name patterns of what may differ between model.pretrained and the network.")
     pretrained_entry: Optional[Text] = Field(
         None, description="Entry of a PyTorch checkpoint, a.b for one in another; null: averaged weights, else the "
@@ -95,13 +95,13 @@ class ScheduleConfig(Group):
     name: Literal["cosine", "step", "linear", "constant"] = Field("cosine", description="Learning rate after warm-up.")
     warmup_epochs: float = Field(0.0, ge=0, description="Linear warm-up from 0 to the peak rate, epochs.")
     end_lr: float = Field(0.0, ge=0, description="Learning rate at the end of cosine and linear, per step.")
-    milestones: Tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
+    milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
         (0.5, 0.75), strict=False, description="Where step multiplies by gamma, fractions of all steps.")
     gamma: Fraction = Field(0.1, description="Factor of step at each milestone, ratio.")
 
     @field_validator("milestones")
     @classmethod
-    def _in_order(cls, milestones: Tuple[float, ...]) -> Tuple[float, ...]:
+    def _in_order(cls, milestones: tuple[float, ...]) -> tuple[float, ...]:
         if any(later <= earlier for earlier, later in zip(milestones, milestones[1:])):
             raise PydanticCustomError("rule", "{shown} is not in increasing order", {"shown": str(list(milestones))})
         return milestones
@@ -129,7 +129,7 @@ class PruningConfig(Group):
     warmup_updates: CountOrZero = Field(
         0, description="Updates before pruning starts, updates; 0 where masks start sparse.")
     min_per_layer: CountOrZero = Field(1, description="Fewest weights left in a layer.")
-    exclude: Tuple[Text, ...] = Field((), strict=False, description="Name patterns of layers that stay dense.")
+    exclude: tuple[Text, ...] = Field((), strict=False, description="Name patterns of layers that stay dense.")
 
 
 class RankConfig(Group):
@@ -186,17 +186,17 @@ class Config(Group):
 
 
 # The fields of a `Method` that are keys, each with its group and its attribute there.
-METHOD_KEYS: dict[str, Tuple[str, str]] = {
+METHOD_KEYS: dict[str, tuple[str, str]] = {
     **{name: ("pruning", name) for name in ("schedule", "allocation", "start", "drop", "grow", "alpha", "update_every",
                                             "prune_until", "freeze_after")},
     "rank_lambda": ("rank", "lambda_"), "rank_delta": ("rank", "delta"), "clip_norm": ("train", "clip_norm"),
 }
 
 
-def _collect_schemas() -> dict[Tuple[str, ...], dict[str, Any]]:
+def _collect_schemas() -> dict[tuple[str, ...], dict[str, Any]]:
     """JSON schema of every group and key by its path, in the order of declaration, references resolved."""
     top = Config.model_json_schema()["properties"]
-    schemas: dict[Tuple[str, ...], dict[str, Any]] = {}
+    schemas: dict[tuple[str, ...], dict[str, Any]] = {}
     for name, field in Config.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, Group):
             schemas[(name,)] = field.annotation.model_json_schema()

@@ -3,8 +3,9 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Iterable, Optional, Tuple, Union
+from typing import Any, Optional, Union
 
 import yaml
 from pydantic import ValidationError
@@ -15,7 +16,7 @@ from rpg_ms.config.keys import METHOD_KEYS, SCHEMAS, Config
 from rpg_ms.errors import UserError, one_line
 from rpg_ms.files import user_path
 
-Sources = dict[Tuple[str, ...], str]  # where each key was set last, in the order of setting
+Sources = dict[tuple[str, ...], str]  # where each key was set last, in the order of setting
 MAX_BYTES = 100_000  # a configuration is small; a file beyond this is something else
 
 
@@ -24,9 +25,9 @@ def load_config(path: Union[str, os.PathLike], overrides: Iterable[str] = (), *,
     """The resolved configuration of a YAML file or recipe; a key that is nowhere set keeps its default.
 
     Later ones win: the file named by the top-level key `base` (relative to the folder of the naming file, where that is
-    a link to the link's; it may have a base too), the file, `overrides` (each `a.b=value`, the value in YAML), the flags
-    that are not None. Groups are merged, lists are replaced. Keys left null take the values of the pruning method's row.
-    `~` in a path is the user's home.
+    a link to the link's; it may have a base too), the file, `overrides` (each `a.b=value`, the value in YAML), the
+    flags that are not None. Groups are merged, lists are replaced. Keys left null take the values of the pruning
+    method's row. `~` in a path is the user's home.
 
     Args:
         path: a file, or the name of a recipe (`recipes`).
@@ -57,13 +58,13 @@ def dump_config(config: Config) -> str:
     return yaml.dump(config.model_dump(by_alias=True), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
-def changed_keys(old: Config, new: Config) -> dict[str, Tuple[Any, Any]]:
+def changed_keys(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
     """`{"group.key": (old value, new value)}` of the keys in which two configurations differ."""
     flat = [{dotted(path): value for path, value in _leaves(config.model_dump(by_alias=True))} for config in (old, new)]
     return {key: (flat[0][key], flat[1][key]) for key in flat[0] if flat[0][key] != flat[1][key]}
 
 
-def _leaves(values: dict, path: Tuple[str, ...] = ()) -> Iterable[Tuple[Tuple[str, ...], Any]]:
+def _leaves(values: dict, path: tuple[str, ...] = ()) -> Iterable[tuple[tuple[str, ...], Any]]:
     for key, value in values.items():
         if isinstance(value, dict):
             yield from _leaves(value, path + (key,))
@@ -86,7 +87,7 @@ def recipes() -> list[str]:
 
 
 def find_recipe(path: str) -> str:
-    """A path as it is, or the file of the recipe that it names: `quickstart`, and `config/quickstart.yaml` from anywhere."""
+    """A path as it is, or the file of the recipe that it names, such as `quickstart` or `config/quickstart.yaml`."""
     name = re.fullmatch(r"(?:config/)?([\w-]+)(?:\.yaml)?", path)
     if name and not os.path.exists(path) and name[1] in recipes():
         return str(recipes_folder() / f"{name[1]}.yaml")
@@ -96,7 +97,7 @@ def find_recipe(path: str) -> str:
 # ------------------------------------------------------------------------------------------------- layers
 
 
-def _merge(values: dict, sources: Sources, layer: dict, source: str, path: Tuple[str, ...] = ()) -> None:
+def _merge(values: dict, sources: Sources, layer: dict, source: str, path: tuple[str, ...] = ()) -> None:
     """Lay `layer` over `values` in place, group by group, noting in `sources` where each key came from."""
     for key, value in layer.items():
         if not isinstance(key, str):
@@ -140,7 +141,7 @@ def _check_method(config: Config, sources: Sources, file_name: str) -> None:
         return ([sources[path] for path in sources if path in paths] or [file_name])[-1]
 
     try:
-        config.method
+        config.method  # noqa: B018 (a method that contradicts itself raises)
     except ValueError as error:
         keys = (key for group, key in METHOD_KEYS.values() if group == "pruning")
         raise UserError(f"{source('method', *keys)}: pruning.method: {pruning.method}: {one_line(str(error))}") from None
@@ -156,9 +157,9 @@ def _check_method(config: Config, sources: Sources, file_name: str) -> None:
 # --------------------------------------------------------------------------------------------------- YAML
 
 
-def _read_with_bases(name: str) -> list[Tuple[str, dict]]:
+def _read_with_bases(name: str) -> list[tuple[str, dict]]:
     """`(file name, content)` of a file and of the bases below it, the lowest first."""
-    layers: list[Tuple[str, dict]] = []
+    layers: list[tuple[str, dict]] = []
     seen: list[str] = []
     label, where = printable(name), ""
     while True:
@@ -209,7 +210,10 @@ def _read_text(name: str, label: str, where: str) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain data with YAML 1.2's numbers and booleans: `1e-4` is a number, `no` and dates are text. No duplicate keys."""
+    """Plain data with YAML 1.2's numbers and booleans: `1e-4` is a number, `no` and dates are text.
+
+    Duplicate keys are refused.
+    """
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         """As SafeLoader's, but whole at once: a list or mapping that holds itself is then an error."""

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, Tuple
+from typing import Optional
 
 import numpy as np
 
@@ -23,8 +23,8 @@ class Layout:
     label_bytes: int
     folder: str
     archive: str
-    files: Dict[str, Tuple[str, ...]]  # part -> file names
-    names: Tuple[str, ...] = ()  # of the classes
+    files: dict[str, tuple[str, ...]]  # part -> file names
+    names: tuple[str, ...] = ()  # of the classes
 
 
 CIFAR10 = Layout(10, 1, "cifar-10-batches-bin", "cifar-10-binary.tar.gz",
@@ -34,7 +34,7 @@ CIFAR100 = Layout(100, 2, "cifar-100-binary", "cifar-100-binary.tar.gz",
                   {"train": ("train.bin",), "test": ("test.bin",)})
 
 
-def load(layout, root, part):
+def load(layout: Layout, root: Optional[str], part: str) -> tuple[np.ndarray, np.ndarray]:
     """Images (uint8 `[n, 32, 32, 3]`, RGB) and labels (int32 `[n]`) of `part`: "train" or "test".
 
     Args:
@@ -50,7 +50,7 @@ def load(layout, root, part):
     return np.ascontiguousarray(images), records[:, layout.label_bytes - 1].astype(np.int32)
 
 
-def find_folder(layout, root):
+def find_folder(layout: Layout, root: Optional[str]) -> Path:
     """The folder that holds all files of both parts, so that a run fails at its start or not at all."""
     names = [name for part in layout.files.values() for name in part]
     advice = f"unpack {layout.archive} from https://www.cs.toronto.edu/~kriz/cifar.html"
@@ -63,7 +63,7 @@ def find_folder(layout, root):
     return folder
 
 
-def _read(layout, file):
+def _read(layout: Layout, file: Path) -> np.ndarray:
     """The records of one file, uint8 `[n, label bytes + PIXELS]`."""
     try:
         content = np.fromfile(file, np.uint8)

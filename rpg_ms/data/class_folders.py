@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Tuple
+from typing import BinaryIO, NoReturn, Optional, Union
 
 import numpy as np
 from PIL import Image
@@ -25,12 +25,12 @@ UNKNOWN_WHITE = "of which it is not known what is white; convert them to 8 or 16
 class Listing:
     """The image files of one part: `files` (paths as an array of bytes `[n]`), `labels` (int32 `[n]`)."""
 
-    classes: Tuple[str, ...]
+    classes: tuple[str, ...]
     files: np.ndarray
     labels: np.ndarray
 
 
-def list_images(root, part):
+def list_images(root: Optional[str], part: str) -> Listing:
     """The `Listing` of `part`, "train" or "val".
 
     Classes are sorted by name, as torchvision does, the files of a class by path.
@@ -65,7 +65,7 @@ def list_images(root, part):
     return Listing(tuple(classes), files, labels)
 
 
-def load(root):
+def load(root: Optional[str]) -> tuple[Listing, Listing]:
     """The Listings of the training and the test images, which must be of the same classes.
 
     Raises:
@@ -79,7 +79,7 @@ def load(root):
     return train, test
 
 
-def read_image(file, name):
+def read_image(file: Union[str, BinaryIO], name: str) -> Image.Image:
     """The RGB image in a file (path or binary stream), 8 bits a channel; `name` is what an error calls it.
 
     Deeper pixels keep their 8 highest bits, alpha channels are dropped.
@@ -99,7 +99,7 @@ def read_image(file, name):
         raise UserError(f"{name}: not a readable image: {reason}") from None
 
 
-def _depth(image):
+def _depth(image: Image.Image) -> tuple[int, bool]:
     """How many bits the values of an opened image have, and whether 0 is white; (8, False): Pillow converts it rightly.
 
     Pillow cuts grey values of more bits off at 255. Colours of more bits it brings to 8 bits itself, rightly but for
@@ -123,9 +123,9 @@ def _depth(image):
     return (16 if deep_grey else 8), False
 
 
-def _images_below(folder):
+def _images_below(folder: Path) -> list[str]:
     """Paths of the images in a folder and those below it, linked ones too, each folder once."""
-    def refuse(error):  # which os.walk passes over otherwise: fewer images, and perhaps not the same on every rank
+    def refuse(error: OSError) -> NoReturn:  # which os.walk passes over otherwise: fewer images, and perhaps not the same on every rank
         raise error
 
     files, visited = [], set()
@@ -141,5 +141,5 @@ def _images_below(folder):
     return sorted(files)
 
 
-def _hidden(name):
+def _hidden(name: str) -> bool:
     return name.startswith(".")

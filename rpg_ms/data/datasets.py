@@ -4,18 +4,22 @@ from __future__ import annotations
 import difflib
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing.pool import ThreadPool
-from typing import Callable, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Callable, Optional, Union
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
 from rpg_ms.data import cifar, class_folders, fashion_mnist, mindrecord
-from rpg_ms.data.transforms import transforms
+from rpg_ms.data.transforms import Sample, transforms
 from rpg_ms.errors import UserError
+
+if TYPE_CHECKING:
+    from rpg_ms.config import DataConfig
 
 # Of ImageNet: red, green, blue; customarily used for CIFAR as well.
 RGB_MEAN = (0.485, 0.456, 0.406)
@@ -29,18 +33,18 @@ class ImageSet:
     image: Callable[[int], Image.Image]
     labels: np.ndarray
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.labels)
 
-    def sample(self, i):
+    def sample(self, i: int) -> Sample:
         """Image and label, by name."""
         return {"image": self.image(i), "label": self.labels[i]}
 
-    def subset(self, indices):
+    def subset(self, indices: np.ndarray) -> ImageSet:
         """The images at `indices`, in that order."""
         return ImageSet(lambda i: self.image(int(indices[i])), self.labels[indices])
 
-    def limited(self, count, spread):
+    def limited(self, count: int, spread: bool) -> ImageSet:
         """`count` images, or all if there are fewer: the first, or `spread` evenly over all."""
         count = min(count, len(self))
         return self.subset(np.arange(count) * len(self) // count if spread else np.arange(count))
@@ -48,15 +52,16 @@ class ImageSet:
 
 @dataclass(frozen=True)
 class ImageDataset:
-    """Train and test images of one dataset, with their transforms of samples (PIL image in, `[channels, size, size]` out).
+    """Train and test images of one dataset, with their transforms of samples.
 
-    `mean` and `std` of each channel are what the transforms normalise with; `class_names` is None if unknown.
+    A transform takes a PIL image to `[channels, size, size]`. `mean` and `std` of each channel are what the
+    transforms normalise with; `class_names` is None if unknown.
     """
 
     train: ImageSet
     test: ImageSet
     classes: int
-    class_names: Optional[Tuple[str, ...]]
+    class_names: Optional[tuple[str, ...]]
     mean: Sequence[float]
     std: Sequence[float]
     channels: int
@@ -84,12 +89,12 @@ class DatasetRow:
     mean: Sequence[float] = RGB_MEAN
     std: Sequence[float] = RGB_STD
 
-    def size(self, config):
+    def size(self, config: DataConfig) -> int:
         """Side of the network's images, pixels."""
         return config.image_size or self.native_size or 224
 
 
-def load_dataset(config, seed):
+def load_dataset(config: DataConfig, seed: int) -> ImageDataset:
     """The dataset of a `rpg_ms.config.DataConfig`.
 
     With `validation > 0` that share of the training images, drawn with `seed`, takes the place of the test images,
@@ -122,7 +127,7 @@ def load_dataset(config, seed):
     return dataset
 
 
-def check_images(dataset, first=0, stride=1):
+def check_images(dataset: ImageDataset, first: int = 0, stride: int = 1) -> int:
     """Read the images of both parts that training would read, in a thread per core; name the unreadable on stderr.
 
     Args:
@@ -135,7 +140,7 @@ def check_images(dataset, first=0, stride=1):
     Raises:
         UserError: some cannot be read.
     """
-    def problem(i):
+    def problem(i: int) -> Optional[str]:
         try:
             both.image(i)
         except UserError as error:
@@ -157,7 +162,7 @@ def check_images(dataset, first=0, stride=1):
     return len(mine)
 
 
-def known_shape(config):
+def known_shape(config: DataConfig) -> tuple[tuple[int, int, int], Optional[int]]:
     """What a `DataConfig` tells of its images without reading them: `((channels, height, width), classes)`.
 
     The classes are None where the files decide.
@@ -170,7 +175,7 @@ def known_shape(config):
     return (len(row.mean), size, size), row.classes
 
 
-def _row(config):
+def _row(config: DataConfig) -> DatasetRow:
     if config.name not in DATASETS:
         close = difflib.get_close_matches(config.name, DATASETS, 1)
         hint = f"; did you mean {close[0]}?" if close else ""
@@ -178,22 +183,22 @@ def _row(config):
     return DATASETS[config.name]
 
 
-def _fashion_mnist(config):
+def _fashion_mnist(config: DataConfig) -> tuple[ImageSet, ImageSet, Union[int, Sequence[str]]]:
     train, test = (_in_memory(*fashion_mnist.load(config.root, part)) for part in ("train", "test"))
     return train, test, fashion_mnist.CLASSES
 
 
-def _cifar(layout, config):
+def _cifar(layout: cifar.Layout, config: DataConfig) -> tuple[ImageSet, ImageSet, Union[int, Sequence[str]]]:
     train, test = (_in_memory(*cifar.load(layout, config.root, part)) for part in ("train", "test"))
     return train, test, layout.names or layout.classes
 
 
-def _class_folders(config):
+def _class_folders(config: DataConfig) -> tuple[ImageSet, ImageSet, Union[int, Sequence[str]]]:
     train, test = class_folders.load(config.root)
     return _from_files(train), _from_files(test), train.classes
 
 
-def _mindrecord(config):
+def _mindrecord(config: DataConfig) -> tuple[ImageSet, ImageSet, Union[int, Sequence[str]]]:
     train, test = (mindrecord.MindRecord(config.root, part) for part in mindrecord.PARTS)
     classes = int(train.labels.max()) + 1
     if test.labels.max() >= classes:
@@ -202,12 +207,12 @@ def _mindrecord(config):
     return ImageSet(train, train.labels), ImageSet(test, test.labels), classes
 
 
-def _in_memory(images, labels):
+def _in_memory(images: np.ndarray, labels: np.ndarray) -> ImageSet:
     return ImageSet(lambda i: Image.fromarray(images[i]), labels)
 
 
-def _from_files(listing):
-    def image(i):
+def _from_files(listing: class_folders.Listing) -> ImageSet:
+    def image(i: int) -> Image.Image:
         path = os.fsdecode(listing.files[i])
         return class_folders.read_image(path, path)
     return ImageSet(image, listing.labels)

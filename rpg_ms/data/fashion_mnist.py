@@ -5,7 +5,7 @@ import gzip
 import lzma
 import zlib
 from pathlib import Path
-from typing import Dict, Optional, Tuple
+from typing import Optional
 
 import numpy as np
 
@@ -24,7 +24,7 @@ IDX_FILES = {
 }
 
 
-def load(root: Optional[str], part: str) -> Tuple[np.ndarray, np.ndarray]:
+def load(root: Optional[str], part: str) -> tuple[np.ndarray, np.ndarray]:
     """Images (uint8 [n, 28, 28]) and labels (int32 [n], indices into `CLASSES`) of `part`: "train" or "test".
 
     `root` is a folder with the four idx files of the original release, gzipped or not (60,000 train and
@@ -53,7 +53,7 @@ def load(root: Optional[str], part: str) -> Tuple[np.ndarray, np.ndarray]:
     return images, labels.astype(np.int32)
 
 
-def _idx_files(root: Path) -> Dict[str, Path]:
+def _idx_files(root: Path) -> dict[str, Path]:
     """Path by name of the four files in `root`; all are needed, so that a run fails at its start."""
     names = [name for pair in IDX_FILES.values() for name in pair]
     candidates = [root / f"{name}{suffix}" for name in names for suffix in ("", ".gz")]

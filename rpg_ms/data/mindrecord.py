@@ -10,6 +10,7 @@ import os
 import re
 import threading
 from pathlib import Path
+from typing import TYPE_CHECKING, Optional, Union
 
 import mindspore.dataset as ds
 import numpy as np
@@ -17,6 +18,9 @@ from mindspore.mindrecord import FileReader, FileWriter
 
 from rpg_ms.data import class_folders
 from rpg_ms.errors import UserError, one_line
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 SCHEMA = {"image": {"type": "bytes"}, "label": {"type": "int32"}}
 PARTS = ("train", "val")
@@ -31,7 +35,7 @@ class MindRecord:
         UserError: files that are missing, damaged or of another schema.
     """
 
-    def __init__(self, root, part):
+    def __init__(self, root: Optional[str], part: str) -> None:
         if root is None:
             raise UserError("data.root: not set; it is the folder with train.mindrecord* and "
                             "val.mindrecord*, such as scripts/make_mindrecord.py writes")
@@ -49,7 +53,7 @@ class MindRecord:
         self._records = None
         self._one_at_a_time = threading.Lock()
 
-    def __call__(self, i):
+    def __call__(self, i: int) -> Image.Image:
         with self._one_at_a_time:
             # Each process opens the files itself: after a fork they would share one position in each file.
             if self._process != os.getpid():
@@ -61,7 +65,7 @@ class MindRecord:
                 raise UserError(f"{self.files[0]}: record {i}: cannot be read: {_reason(error)}") from None
         return class_folders.read_image(io.BytesIO(content), f"{self.files[0]}: record {i}")
 
-    def _read_labels(self):
+    def _read_labels(self) -> np.ndarray:
         try:
             columns = FileReader(self.files[0]).schema()
             if not {"image", "label"} <= set(columns):
@@ -78,7 +82,7 @@ class MindRecord:
         return labels.astype(np.int32)
 
 
-def write_class_folders(root, output, shards=1):
+def write_class_folders(root: str, output: Union[str, os.PathLike], shards: int = 1) -> dict[str, int]:
     """Write class folders (`rpg_ms.data.class_folders`) as MindRecord files; images are copied byte by byte.
 
     Args:
@@ -111,7 +115,7 @@ def write_class_folders(root, output, shards=1):
     return {part: len(listing.files) for part, listing in listings.items()}
 
 
-def _write(file, listing, shards):
+def _write(file: Path, listing: class_folders.Listing, shards: int) -> None:
     writer = FileWriter(str(file), shard_num=shards)
     writer.add_schema(SCHEMA, f"images of {len(listing.classes)} classes")
     for image, label in zip(listing.files, listing.labels):
@@ -121,7 +125,7 @@ def _write(file, listing, shards):
     writer.commit()
 
 
-def _reason(error):
+def _reason(error: Exception) -> str:
     """What MindSpore's error says, without the frame around it and the C++ call stack."""
     found = re.search(r"^\[ERROR\] (.*)", str(error), re.MULTILINE)
     return one_line(found.group(1) if found else str(error))[:200]

@@ -10,15 +10,20 @@ from __future__ import annotations
 import multiprocessing
 import random
 from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Optional, Union
 
 import mindspore as ms
 import numpy as np
 from mindcv.data.mixup import Mixup
 
-from rpg_ms.data.transforms import apply
+from rpg_ms.data.transforms import Sample, Transform, apply
 from rpg_ms.data.workers import Workers
 from rpg_ms.errors import CutShort, UserError
+
+if TYPE_CHECKING:
+    from rpg_ms.data.datasets import ImageSet
 
 
 class TrainSamples:
@@ -27,7 +32,7 @@ class TrainSamples:
     Every epoch is a new permutation of all images; the images left over after the last full global batch are dropped.
     """
 
-    def __init__(self, images, transform, batch_size, seed, first_step, last_step, rank=0, ranks=1):
+    def __init__(self, images: ImageSet, transform: Sequence[Transform], batch_size: int, seed: int, first_step: int, last_step: int, rank: int = 0, world_size: int = 1) -> None:
         self.images = images
         self.transform = transform
         self.batch_size = batch_size
@@ -35,22 +40,22 @@ class TrainSamples:
         self.first_step = first_step
         self.last_step = last_step
         self.rank = rank
-        self.ranks = ranks
-        self.steps_per_epoch = len(images) // (batch_size * ranks)
+        self.world_size = world_size
+        self.steps_per_epoch = len(images) // (batch_size * world_size)
         self._order = (None, None)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return (self.last_step - self.first_step) * self.batch_size
 
-    def __getitem__(self, i):
+    def __getitem__(self, i: int) -> Sample:
         step, slot = divmod(int(i), self.batch_size)
         epoch, step = divmod(self.first_step + step, self.steps_per_epoch)
-        position = (step * self.ranks + self.rank) * self.batch_size + slot
+        position = (step * self.world_size + self.rank) * self.batch_size + slot
         image = int(self._epoch_order(epoch)[position])
         _seed_generators(self.seed, epoch, image)
         return apply(self.transform, self.images.sample(image))
 
-    def _epoch_order(self, epoch):
+    def _epoch_order(self, epoch: int) -> np.ndarray:
         if self._order[0] != epoch:
             self._order = epoch, np.random.default_rng([self.seed, epoch]).permutation(len(self.images))
         return self._order[1]
@@ -63,18 +68,18 @@ class EvalSamples:
         padding: what a repeat has in the place of its own, such as `{"label": -1}`.
     """
 
-    def __init__(self, images, transform, batch_size, padding, rank=0, ranks=1):
+    def __init__(self, images: ImageSet, transform: Sequence[Transform], batch_size: int, padding: Mapping[str, Any], rank: int = 0, world_size: int = 1) -> None:
         self.images = images
         self.transform = transform
         self.padding = padding
-        self.mine = range(rank, len(images), ranks)
-        share = -(-len(images) // ranks)  # every rank runs as many batches as the one with most images
+        self.mine = range(rank, len(images), world_size)
+        share = -(-len(images) // world_size)  # every rank runs as many batches as the one with most images
         self.length = -(-share // batch_size) * batch_size
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, i):
+    def __getitem__(self, i: int) -> Sample:
         i = int(i)
         if i < len(self.mine):
             return apply(self.transform, self.images.sample(self.mine[i]))
@@ -95,13 +100,13 @@ class Mix:
         rank: of the process.
     """
 
-    def __init__(self, mixup, cutmix, classes, seed, first_step, rank=0):
+    def __init__(self, mixup: float, cutmix: float, classes: int, seed: int, first_step: int, rank: int = 0) -> None:
         self.mix = Mixup(mixup_alpha=mixup, cutmix_alpha=cutmix, label_smoothing=0.0, num_classes=classes)
         self.seed = seed
         self.first_step = first_step
         self.rank = rank
 
-    def __call__(self, number, batch):
+    def __call__(self, number: int, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Batch number `number`, mixed: images, and for labels class shares, float32 `[b, classes]`."""
         # One more number than a sample's seed has, so that no sample draws the same.
         _seed_generators(self.seed, self.first_step + number, self.rank, MIX)
@@ -116,22 +121,22 @@ AHEAD = 2  # batches that wait in this process
 class _Batches:
     """Whole batches in random access: arrays by name."""
 
-    def __init__(self, samples, batch_size, mix):
+    def __init__(self, samples: Union[TrainSamples, EvalSamples], batch_size: int, mix: Optional[Mix]) -> None:
         self.samples = samples
         self.batch_size = batch_size
         self.mix = mix
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.samples) // self.batch_size
 
-    def __getitem__(self, batch):
+    def __getitem__(self, batch: int) -> dict[str, np.ndarray]:
         first = batch * self.batch_size
         rows = [self.samples[i] for i in range(first, first + self.batch_size)]
         made = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
         return made if self.mix is None else self.mix(batch, made)
 
 
-def batches(samples, batch_size, workers=1, mix=None):
+def batches(samples: Union[TrainSamples, EvalSamples], batch_size: int, workers: int = 1, mix: Optional[Mix] = None) -> Iterator[dict[str, ms.Tensor]]:
     """Iterate once over `samples` in order.
 
     Args:
@@ -168,7 +173,7 @@ def batches(samples, batch_size, workers=1, mix=None):
         thread.shutdown(cancel_futures=True)
 
 
-def _seed_generators(*numbers):
+def _seed_generators(*numbers: int) -> None:
     """Seed the two generators that transforms on PIL images and mindcv's Mixup draw from."""
     state = np.random.SeedSequence(numbers).generate_state(2)
     random.seed(int(state[0]))

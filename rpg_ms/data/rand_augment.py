@@ -8,10 +8,12 @@ a fraction taken as degrees).
 from __future__ import annotations
 
 import random
+from typing import Union
 
 from PIL import Image, ImageEnhance, ImageOps
 
 MAX_MAGNITUDE = 10.0
+Fill = Union[int, tuple[int, ...]]  # a colour
 
 
 class RandAugment:
@@ -26,13 +28,13 @@ class RandAugment:
         layers: operations an image.
     """
 
-    def __init__(self, fill, magnitude=9.0, deviation=0.5, layers=2):
+    def __init__(self, fill: Fill, magnitude: float = 9.0, deviation: float = 0.5, layers: int = 2) -> None:
         self.fill = fill
         self.magnitude = magnitude
         self.deviation = deviation
         self.layers = layers
 
-    def __call__(self, image):
+    def __call__(self, image: Image.Image) -> Image.Image:
         for operation in random.choices(OPERATIONS, k=self.layers):
             if random.random() < 0.5:
                 magnitude = min(max(random.gauss(self.magnitude, self.deviation), 0.0), MAX_MAGNITUDE)
@@ -43,68 +45,68 @@ class RandAugment:
 # Each operation takes the image, a strength in [0, 1] and the fill colour.
 
 
-def auto_contrast(image, strength, fill):
+def auto_contrast(image: Image.Image, strength: float, fill: Fill) -> Image.Image:
     return ImageOps.autocontrast(image)
 
 
-def equalize(image, strength, fill):
+def equalize(image: Image.Image, strength: float, fill: Fill) -> Image.Image:
     return ImageOps.equalize(image)
 
 
-def invert(image, strength, fill):
+def invert(image: Image.Image, strength: float, fill: Fill) -> Image.Image:
     return ImageOps.invert(image)
 
 
-def posterize(image, strength, fill):
+def posterize(image: Image.Image, strength: float, fill: Fill) -> Image.Image:
     """Keeps 4 bits of each value, down to 1."""
     return ImageOps.posterize(image, max(4 - int(4 * strength), 1))
 
 
-def solarize(image, strength, fill):
+def solarize(image: Image.Image, strength: float, fill: Fill) -> Image.Image:
     """Inverts values from a threshold on: from none to all."""
     return ImageOps.solarize(image, 256 - int(256 * strength))
 
 
-def solarize_add(image, strength, fill):
+def solarize_add(image: Image.Image, strength: float, fill: Fill) -> Image.Image:
     """Adds up to 110 to the darker half of the values."""
     added = int(110 * strength)
     table = [value + added if value < 128 else value for value in range(256)]
     return image.point(table * len(image.getbands()))
 
 
-def rotate(image, strength, fill):
+def rotate(image: Image.Image, strength: float, fill: Fill) -> Image.Image:
     return image.rotate(_signed(30 * strength), Image.Resampling.BICUBIC, fillcolor=fill)
 
 
-def shear_x(image, strength, fill):
+def shear_x(image: Image.Image, strength: float, fill: Fill) -> Image.Image:
     return _affine(image, (1, _signed(0.3 * strength), 0, 0, 1, 0), fill)
 
 
-def shear_y(image, strength, fill):
+def shear_y(image: Image.Image, strength: float, fill: Fill) -> Image.Image:
     return _affine(image, (1, 0, 0, _signed(0.3 * strength), 1, 0), fill)
 
 
-def translate_x(image, strength, fill):
+def translate_x(image: Image.Image, strength: float, fill: Fill) -> Image.Image:
     return _affine(image, (1, 0, _signed(0.45 * strength) * image.width, 0, 1, 0), fill)
 
 
-def translate_y(image, strength, fill):
+def translate_y(image: Image.Image, strength: float, fill: Fill) -> Image.Image:
     return _affine(image, (1, 0, 0, 0, 1, _signed(0.45 * strength) * image.height), fill)
 
 
-def color(image, strength, fill):
+def color(image: Image.Image, strength: float, fill: Fill) -> Image.Image:
     return ImageEnhance.Color(image).enhance(1 + _signed(0.9 * strength))
 
 
-def contrast(image, strength, fill):
+def contrast(image: Image.Image, strength: float, fill: Fill) -> Image.Image:
     return ImageEnhance.Contrast(image).enhance(1 + _signed(0.9 * strength))
 
 
-def brightness(image, strength, fill):
+def brightness(image: Image.Image, strength: float, fill: Fill) -> Image.Image:
     return ImageEnhance.Brightness(image).enhance(1 + _signed(0.9 * strength))
 
 
-def sharpness(image, strength, fill):
+def sharpness(image: Image.Image, strength: float, fill: Fill) -> Image.Image:
     return ImageEnhance.Sharpness(image).enhance(1 + _signed(0.9 * strength))
 
 
@@ -112,10 +114,10 @@ OPERATIONS = (auto_contrast, equalize, invert, rotate, posterize, solarize, sola
               brightness, sharpness, shear_x, shear_y, translate_x, translate_y)
 
 
-def _signed(value):
+def _signed(value: float) -> float:
     return value if random.random() < 0.5 else -value
 
 
-def _affine(image, matrix, fill):
+def _affine(image: Image.Image, matrix: tuple[float, ...], fill: Fill) -> Image.Image:
     return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC,
                            fillcolor=fill)

@@ -1,13 +1,22 @@
 """What is done to an image on its way into the network: fitted to size, augmented, normalised."""
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Callable, Optional
+
 import numpy as np
 from mindspore.dataset import vision
 
 from rpg_ms.data.rand_augment import RandAugment
 
+if TYPE_CHECKING:
+    from PIL import Image
 
-def transforms(augment, customary, size, native_size, padding, mean, std):
+Sample = dict[str, Any]  # an image and what belongs to it, by name
+Transform = Callable[[Sample], Sample]
+
+
+def transforms(augment: str, customary: str, size: int, native_size: Optional[int], padding: int, mean: Sequence[float], std: Sequence[float]) -> list[list[OnImage]]:
     """The transforms of training and test samples: two lists of callables from sample to sample, applied in turn.
 
     Args:
@@ -48,14 +57,14 @@ class OnImage:
         function: from image to image.
     """
 
-    def __init__(self, function):
+    def __init__(self, function: Callable[[Any], Any]) -> None:
         self.function = function
 
-    def __call__(self, sample):
+    def __call__(self, sample: Sample) -> Sample:
         return {**sample, "image": self.function(sample["image"])}
 
 
-def apply(transforms, sample):
+def apply(transforms: Iterable[Transform], sample: Sample) -> Sample:
     """The sample after all the transforms, one after the other."""
     for transform in transforms:
         sample = transform(sample)
@@ -69,15 +78,15 @@ class Normalise:
     `mindspore.dataset.vision`'s ToTensor and Normalize, in a third of the time.
     """
 
-    def __init__(self, mean, std):
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         values = np.arange(256, dtype=np.float32)[:, None] / np.float32(255)
         self.table = np.ascontiguousarray(((values - np.float32(mean)) / np.float32(std)).T)
 
-    def __call__(self, image):
+    def __call__(self, image: Image.Image) -> np.ndarray:
         return np.stack([table.take(plane) for table, plane in zip(self.table, planes(image))])
 
 
-def planes(image):
+def planes(image: Image.Image) -> np.ndarray:
     """A PIL image as uint8 `[channels, height, width]`."""
     pixels = np.asarray(image)
     return pixels.transpose(2, 0, 1) if pixels.ndim == 3 else pixels[None]

@@ -11,6 +11,8 @@ import pickle
 import signal
 import socket
 import traceback
+from collections.abc import Mapping, Sequence
+from io import BufferedReader, BufferedWriter
 
 import numpy as np
 
@@ -31,7 +33,7 @@ class Workers:
         CutShort: a process cannot be started.
     """
 
-    def __init__(self, source, count):
+    def __init__(self, source: Sequence[Mapping[str, np.ndarray]], count: int) -> None:
         self._team = []  # of each worker its process, our end of its socket, and the stream that comes out of it
         atexit.register(self.end)  # before multiprocessing waits for them
         try:
@@ -40,7 +42,7 @@ class Workers:
         except OSError as error:
             raise CutShort(f"data.workers: worker {first + 1} of {count} cannot be started: {error.strerror}") from None
 
-    def _start(self, source, mine):
+    def _start(self, source: Sequence[Mapping[str, np.ndarray]], mine: range) -> None:
         ours, theirs = socket.socketpair()
         theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
         not_theirs = [ours, *(end for _, end, _ in self._team)]
@@ -54,7 +56,7 @@ class Workers:
                 signal.pthread_sigmask(signal.SIG_SETMASK, before)
         self._team.append((process, ours, ours.makefile("rb")))
 
-    def __getitem__(self, batch):
+    def __getitem__(self, batch: int) -> dict[str, np.ndarray]:
         """A batch; they must be asked for in order.
 
         Raises:
@@ -73,15 +75,15 @@ class Workers:
                            "ended it, memory ran out: take fewer workers, or give a container more, docker run "
                            "--memory") from None
 
-    def end(self):
+    def end(self) -> None:
         """End the processes."""
         atexit.unregister(self.end)
-        for process, ours, stream in self._team:
+        for process, _ours, _stream in self._team:
             process.kill()
             process.join()
 
 
-def _work(source, mine, theirs, not_theirs):
+def _work(source: Sequence[Mapping[str, np.ndarray]], mine: range, theirs: socket.socket, not_theirs: Sequence[socket.socket]) -> None:
     for number in OURS_TO_ANSWER:
         signal.signal(number, signal.SIG_IGN)
     for end in not_theirs:  # so that the last one to hold them is the parent, and its death is noticed
@@ -94,7 +96,7 @@ def _work(source, mine, theirs, not_theirs):
         pass  # the parent is gone
 
 
-def _send(source, batch, stream):
+def _send(source: Sequence[Mapping[str, np.ndarray]], batch: int, stream: BufferedWriter) -> None:
     try:
         arrays = {name: np.ascontiguousarray(array) for name, array in source[batch].items()}
         made = {name: (array.shape, array.dtype) for name, array in arrays.items()}
@@ -108,7 +110,7 @@ def _send(source, batch, stream):
     stream.flush()
 
 
-def _receive(stream):
+def _receive(stream: BufferedReader) -> dict[str, np.ndarray]:
     made = pickle.load(stream)
     if isinstance(made, Exception):
         raise made

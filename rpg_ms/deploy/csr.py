@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from rpg_ms.cells import Sparsified
 
 
-def csr_matrices(found: Sparsified) -> dict[str, csr_matrix]:
+def csr_matrices(sparsified: Sparsified) -> dict[str, csr_matrix]:
     """The pruned layers' weights as compressed sparse rows: `{layer name: csr_matrix}`.
 
     A matrix is `[C_out, C_in/groups * kh * kw]` for a convolution, so that it multiplies unfolded patches, and
@@ -18,6 +18,6 @@ def csr_matrices(found: Sparsified) -> dict[str, csr_matrix]:
     what is stored are the non-zeros.
 
     Args:
-        found: `Sparsified`, what `sparsify` or `rpg_ms.training.build.build_network` returned.
+        sparsified: `Sparsified`, what `sparsify` or `rpg_ms.training.build.build_network` returned.
     """
-    return {layer.name: csr_matrix(layer.weight.asnumpy().reshape(layer.weight.shape[0], -1)) for layer in found.layers}
+    return {layer.name: csr_matrix(layer.weight.asnumpy().reshape(layer.weight.shape[0], -1)) for layer in sparsified.layers}

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from rpg_ms.tasks.task import Task
 
 
-def export(network: nn.Cell, found: Sparsified, task: Task, file_format: str, file_name: Union[str, os.PathLike], *,
+def export(network: nn.Cell, sparsified: Sparsified, task: Task, file_format: str, file_name: Union[str, os.PathLike], *,
            trained: Optional[Mapping[str, Any]] = None, **options: Any) -> dict[str, Any]:
     """Write a network to a file, load it back and compare; only a file that agrees gets its name.
 
@@ -34,7 +34,7 @@ def export(network: nn.Cell, found: Sparsified, task: Task, file_format: str, fi
 
     Args:
         network: the masked network with its weights.
-        found: its `Sparsified`.
+        sparsified: its `Sparsified`.
         task: `rpg_ms.tasks.task.Task`, whose test inputs the file is verified and measured on.
         file_format: a name of `rpg_ms.deploy.formats.FORMATS`.
         file_name: where to; the format's extension is appended if it is missing.
@@ -57,10 +57,10 @@ def export(network: nn.Cell, found: Sparsified, task: Task, file_format: str, fi
     check_machine(file_format, ms.get_context("device_target"))
     check_options(file_format, chosen)
     network.set_train(False)
-    job = Job(network, found, task, file_format, chosen, file_path(file_format, file_name),
+    job = Job(network, sparsified, task, file_format, chosen, file_path(file_format, file_name),
               trained or {"step": None, "seconds": None})
     sidecar = job.path.with_name(f"{job.path.name}.json")
-    costs, used = _costs(job) if job.row.computes else ({}, found.layers)
+    costs, used = _costs(job) if job.row.computes else ({}, sparsified.layers)
     try:
         job.path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(job.path) as written:
@@ -89,9 +89,9 @@ def _function(place: str) -> Callable[..., Any]:
 
 def _described(job: Job, written: Path) -> dict[str, Any]:
     """What `export` returns and FILE.json holds of the file `written`."""
-    found, options, size = job.found, job.options, written.stat().st_size
-    described = {"file": str(job.path), "format": job.file_format, "bytes": size, "density": found.density,
-                 "nonzero": found.nonzero, "prunable": found.prunable}
+    sparsified, options, size = job.sparsified, job.options, written.stat().st_size
+    described = {"file": str(job.path), "format": job.file_format, "bytes": size, "density": sparsified.density,
+                 "nonzero": sparsified.nonzero, "prunable": sparsified.prunable}
     if not job.row.computes:
         return described
     return {**described, "sha256": hashlib.sha256(written.read_bytes()).hexdigest(),
@@ -103,9 +103,9 @@ def _described(job: Job, written: Path) -> dict[str, Any]:
 
 def _costs(job: Job) -> tuple[dict[str, int], list]:
     """What a file costs that computes, and the pruned layers that inference uses."""
-    layers, other = layer_flops(job.network, job.found, job.task.input_shape)
+    layers, other = layer_flops(job.network, job.sparsified, job.task.input_shape)
     count = parameter_count(job.network)
-    costs = {"parameters": count, "nonzero_parameters": count - job.found.prunable + job.found.nonzero,
+    costs = {"parameters": count, "nonzero_parameters": count - job.sparsified.prunable + job.sparsified.nonzero,
              "multiply_adds": sum(dense for dense, _ in layers) + other,
              "nonzero_multiply_adds": sum(kept for _, kept in layers) + other}
-    return costs, [layer for layer, (dense, _) in zip(job.found.layers, layers) if dense]
+    return costs, [layer for layer, (dense, _) in zip(job.sparsified.layers, layers) if dense]

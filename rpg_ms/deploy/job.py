@@ -25,7 +25,7 @@ class Job:
 
     Args:
         network: the masked network with its weights, in inference mode.
-        found: its `Sparsified`.
+        sparsified: its `Sparsified`.
         task: what the network is trained for.
         file_format: a name of `FORMATS`.
         options: what is asked of the file.
@@ -34,7 +34,7 @@ class Job:
     """
 
     network: nn.Cell
-    found: Sparsified
+    sparsified: Sparsified
     task: Task
     file_format: str
     options: Options

@@ -71,8 +71,7 @@ def load(job: Job, path: Path) -> Loaded:
 
 @contextmanager
 def _as_refusal() -> Iterator[None]:
-    """What onnx and onnxruntime raise, which have exceptions of their own, as a UserError: MindSpore's file is no good.
-    """
+    """Raise a UserError, as MindSpore's file is no good, in the place of onnx's and onnxruntime's own exceptions."""
     try:
         yield
     except Exception as error:

@@ -34,7 +34,7 @@ def exportable(network: nn.Cell) -> Iterator[None]:
     in_place = next(function for types, function in add_impl.augassign_add.entries
                     if tuple(map(str, types)) == tensors)
     try:
-        for cell, cell_class in classes:
+        for cell, _ in classes:
             cell.__class__ = _substitute(cell)
         # Graph mode compiles `out += identity` to an in-place addition.
         add_impl.augassign_add.register_fn(tensors, _add)

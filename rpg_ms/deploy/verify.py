@@ -165,7 +165,7 @@ def _rounding(job: Job, before: Mapping[str, np.ndarray], after: Mapping[str, np
         rounded = job.task.evaluate(job.network)
     finally:
         _assign(job.network, before)
-    names = [layer.weight.name for layer in job.found.layers]
+    names = [layer.weight.name for layer in job.sparsified.layers]
     difference = max(float(np.abs(after[name] - before[name]).max()) for name in names)
     return {"max_weight_difference": difference, **rounded, **figures}
 

@@ -7,11 +7,13 @@ import inspect
 import os
 import sys
 import traceback
+from collections.abc import Iterator, Mapping
+from typing import Any, Union
 
 import mindcv
 import mindspore as ms
 from mindcv.models.resnet import ResNet
-from mindspore import nn, ops
+from mindspore import Tensor, nn, ops
 
 from rpg_ms.errors import UserError, one_line
 from rpg_ms.models.resnet_cifar import CifarResNet
@@ -25,7 +27,7 @@ CIFAR_RESNETS = {
 MODELS = (*CIFAR_RESNETS, "cifar_vgg19", "deit_small")
 
 
-def create_model(name, num_classes, in_channels, image_size=224, width=1.0, pool_padding="pytorch"):
+def create_model(name: str, num_classes: int, in_channels: int, image_size: int = 224, width: float = 1.0, pool_padding: str = "pytorch") -> nn.Cell:
     """A network by name, with fresh weights.
 
     Args:
@@ -68,7 +70,7 @@ def create_model(name, num_classes, in_channels, image_size=224, width=1.0, pool
     return network
 
 
-def _name_by_place(network):
+def _name_by_place(network: nn.Cell) -> None:
     """Name every Parameter by its place in the network: in some of mindcv's networks the two differ, and
     MindSpore saves by place but loads by name. `former_names` keeps the names that mindcv's checkpoints have.
     """
@@ -81,16 +83,16 @@ def _name_by_place(network):
 class _PaddedMaxPool(nn.Cell):
     """3x3 max pooling of stride 2, padded by one on every side; zeros do, as no input is negative."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.pad = ops.Pad(((0, 0), (0, 0), (1, 1), (1, 1)))
         self.pool = nn.MaxPool2d(3, 2, pad_mode="valid")
 
-    def construct(self, x):
+    def construct(self, x: Tensor) -> Tensor:
         return self.pool(self.pad(x))
 
 
-def _at_least(name, image_size, smallest):
+def _at_least(name: str, image_size: int, smallest: int) -> None:
     if image_size < smallest:
         raise UserError(f"model.name: {name} takes images of at least {smallest} pixels a side, "
                         f"not {image_size}")
@@ -101,7 +103,7 @@ def _at_least(name, image_size, smallest):
 # ----------------------------------------------------------------------------------------------------
 
 
-def _from_mindcv(name, num_classes, in_channels, image_size):
+def _from_mindcv(name: str, num_classes: int, in_channels: int, image_size: int) -> nn.Cell:
     known = mindcv.list_models()
     if name not in known:
         close = difflib.get_close_matches(name, [*MODELS, *known], 3)
@@ -137,7 +139,7 @@ def _from_mindcv(name, num_classes, in_channels, image_size):
     return network
 
 
-def _given(arguments):
+def _given(arguments: Mapping[str, Any]) -> str:
     return ", ".join(f"{key}={value}" for key, value in arguments.items())
 
 
@@ -146,7 +148,7 @@ def _given(arguments):
 # ----------------------------------------------------------------------------------------------------
 
 
-def _users_own(name, **arguments):
+def _users_own(name: str, **arguments: int) -> nn.Cell:
     module_name, _, function_name = name.partition(":")
     if not all(part.isidentifier() for part in [*module_name.split("."), function_name]):
         raise UserError(f"model.name: {name!r} is not of the form module:function")
@@ -175,7 +177,7 @@ def _users_own(name, **arguments):
     return network
 
 
-def _refuse_hidden_parameters(network, name):
+def _refuse_hidden_parameters(network: nn.Cell, name: str) -> None:
     """Refuse Parameters that MindSpore does not find, as they are in a plain list, tuple or dict: they would be neither
     trained, pruned, loaded nor saved. Such a list may well name Cells that are attributes as well.
     """
@@ -192,7 +194,7 @@ def _refuse_hidden_parameters(network, name):
                                 f"neither train nor save; make it a mindspore.{wanted}")
 
 
-def _held_in(value):
+def _held_in(value: Any) -> Iterator[Union[nn.Cell, ms.Parameter]]:
     """The Cells and Parameters in a list, tuple or dict, however deep; none of any other value."""
     items = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
     for item in items:
@@ -202,7 +204,7 @@ def _held_in(value):
             yield from _held_in(item)
 
 
-def _in_one_line(error):
+def _in_one_line(error: BaseException) -> str:
     """An exception from somebody else's code: its type, its text, and the line it came from."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__}: {one_line(str(error))} ({frame.filename}, line {frame.lineno})"

@@ -6,7 +6,9 @@ import os
 import re
 import sys
 import tempfile
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, Callable
 
 import mindcv
 import mindspore as ms
@@ -15,12 +17,16 @@ import rpg_ms
 from rpg_ms.errors import UserError, one_line
 from rpg_ms.files import working_folder
 
+if TYPE_CHECKING:
+    import numpy as np
+    from mindspore import nn
+
 # Where a place in a traceback is not the user's; O1's rewritten networks lie in a temporary folder.
 NOT_THE_USERS = tuple(os.path.dirname(package.__file__) + os.sep for package in (rpg_ms, ms, mindcv)) + (
     os.path.join(tempfile.gettempdir(), "rpg_ms-"),)
 
 
-def compile_graph(cell, arrays, network, name, what, run=False):
+def compile_graph(cell: nn.Cell, arrays: Iterable[np.ndarray], network: nn.Cell, name: str, what: str, run: bool = False) -> None:
     """Compile a Cell for inputs of these shapes and types; does nothing in PyNative mode.
 
     MindSpore keeps what it has compiled by the inputs' shapes and types, so that the first call compiles nothing.
@@ -54,7 +60,7 @@ def compile_graph(cell, arrays, network, name, what, run=False):
     sys.stderr.write(written)
 
 
-def reason(error):
+def reason(error: BaseException) -> str:
     """What an error of MindSpore's says, in one line: without the call stacks below and the headings above."""
     sections = [text.strip() for text in re.split(r"(?:^|\n)-{10,}\n", str(error))]
     text = next((text for text in sections if text and not text.startswith("- ")), "")
@@ -62,7 +68,7 @@ def reason(error):
     return one_line(text).rstrip(".") or type(error).__name__
 
 
-def _place(text, network):
+def _place(text: str, network: nn.Cell) -> str:
     """" (FILE, line N)": the innermost line of the user's that a compiler's message names, else his `construct`."""
     own = [(numbered, file, line) for numbered, file, line in
            re.findall(r"(?m)^(# \d+ |NodeInfo: )?In file (.+?):(\d+)(?:~\d+)?, \d+~\d+", text)
@@ -78,12 +84,12 @@ def _place(text, network):
 
 
 @contextmanager
-def _logged(folder):
+def _logged(folder: str) -> Iterator[Callable[[], str]]:
     """Within the block what is written to stderr goes to a file; yields what reads it. The compiler, in C++, logs there
     what it raises as well, and the only place that it names is at times there.
     """
     with open(os.path.join(folder, "stderr"), "w+", encoding="utf-8", errors="replace") as file:
-        def log():
+        def log() -> str:
             sys.stderr.flush()
             file.seek(0)
             return file.read()

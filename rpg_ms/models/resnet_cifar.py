@@ -1,11 +1,11 @@
 """Residual networks for small images (He et al. 2016, section 4.2), parameter-free shortcuts."""
 from __future__ import annotations
 
-from mindspore import nn, ops
+from mindspore import Tensor, nn, ops
 from mindspore.common.initializer import HeNormal
 
 
-def _conv3x3(channels_in, channels_out, stride=1):
+def _conv3x3(channels_in: int, channels_out: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(channels_in, channels_out, 3, stride, pad_mode="pad", padding=1, has_bias=False,
                      weight_init=HeNormal(mode="fan_out", nonlinearity="relu"))
 
@@ -13,7 +13,7 @@ def _conv3x3(channels_in, channels_out, stride=1):
 class BasicBlock(nn.Cell):
     """Two 3x3 convolutions; a shortcut that strides over pixels and pads channels with zeros."""
 
-    def __init__(self, channels_in, channels_out, stride):
+    def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
         super().__init__()
         self.conv1 = _conv3x3(channels_in, channels_out, stride)
         self.bn1 = nn.BatchNorm2d(channels_out)
@@ -25,7 +25,7 @@ class BasicBlock(nn.Cell):
         after = channels_out - channels_in - before
         self.pad = ops.Pad(((0, 0), (before, after), (0, 0), (0, 0))) if channels_out > channels_in else None
 
-    def construct(self, x):
+    def construct(self, x: Tensor) -> Tensor:
         out = ops.relu(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
         if self.subsample is not None:
@@ -52,7 +52,7 @@ class CifarResNet(nn.Cell):
         Logits `[batch, num_classes]`.
     """
 
-    def __init__(self, depth, num_classes=10, in_channels=3, width=16, stem_stride=1):
+    def __init__(self, depth: int, num_classes: int = 10, in_channels: int = 3, width: int = 16, stem_stride: int = 1) -> None:
         super().__init__()
         if depth < 8 or (depth - 2) % 6:
             raise ValueError(f"depth: {depth} is not 6n + 2 with n >= 1")
@@ -65,11 +65,11 @@ class CifarResNet(nn.Cell):
         self.linear = nn.Dense(4 * width, num_classes)
 
     @staticmethod
-    def _stage(channels_in, channels_out, stride, blocks):
+    def _stage(channels_in: int, channels_out: int, stride: int, blocks: int) -> nn.SequentialCell:
         first = BasicBlock(channels_in, channels_out, stride)
         return nn.SequentialCell([first] + [BasicBlock(channels_out, channels_out, 1) for _ in range(blocks - 1)])
 
-    def construct(self, x):
+    def construct(self, x: Tensor) -> Tensor:
         x = ops.relu(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
         return self.linear(x.mean((2, 3)))

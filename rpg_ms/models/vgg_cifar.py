@@ -1,7 +1,7 @@
 """VGG-19 with batch norm for small images, as in the pruning literature (Liu et al. 2019, arXiv 1810.05270)."""
 from __future__ import annotations
 
-from mindspore import nn
+from mindspore import Tensor, nn
 from mindspore.common.initializer import HeNormal, Normal
 
 CHANNELS = (64, 64, "pool", 128, 128, "pool", 256, 256, 256, 256, "pool", 512, 512, 512, 512, "pool",
@@ -22,7 +22,7 @@ class CifarVGG19(nn.Cell):
         Logits `[batch, num_classes]`.
     """
 
-    def __init__(self, num_classes=10, in_channels=3):
+    def __init__(self, num_classes: int = 10, in_channels: int = 3) -> None:
         super().__init__()
         layers = []
         for channels in CHANNELS:
@@ -36,5 +36,5 @@ class CifarVGG19(nn.Cell):
         self.features = nn.SequentialCell(layers)
         self.classifier = nn.Dense(in_channels, num_classes, weight_init=Normal(0.01))
 
-    def construct(self, x):
+    def construct(self, x: Tensor) -> Tensor:
         return self.classifier(self.features(x).mean((2, 3)))

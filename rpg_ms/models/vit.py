@@ -7,7 +7,7 @@ from mindcv.models.vit import VisionTransformer
 from mindspore import nn
 
 
-def deit_small(num_classes=1000, in_channels=3, image_size=224):
+def deit_small(num_classes: int = 1000, in_channels: int = 3, image_size: int = 224) -> VisionTransformer:
     """DeiT-S without the distillation token: embedding 384, depth 12, 6 heads, patches of 16 x 16 pixels.
 
     Exact GELU and an epsilon of 1e-6, as in the published weights; stochastic depth 0.1, as in their training.

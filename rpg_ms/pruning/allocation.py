@@ -10,7 +10,8 @@ first of them, on a tie). ValueError is raised when there is no such list of cou
 from __future__ import annotations
 
 import math
-from typing import Callable, Sequence
+from collections.abc import Sequence
+from typing import Callable
 
 import numpy as np
 

@@ -39,7 +39,7 @@ class UpdateCalendar:
     warmup_updates: int = 0
     drop_decay: str = "cosine"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.total_steps < 1:
             raise ValueError(f"a run of {self.total_steps} steps has no topology update")
         if self.update_every < 1:
@@ -105,7 +105,7 @@ class UpdateCalendar:
         return step in self.steps()
 
     def regrows(self, step: int) -> bool:
-        """Whether the update of this step may grow weights: what grew at the last step of all would never be trained."""
+        """Whether the update of this step may grow weights: what grew at the last step would never be trained."""
         return self.is_update(step) and step < self.total_steps
 
     def update_index(self, step: int) -> int:
@@ -118,7 +118,7 @@ class UpdateCalendar:
         return schedule(self.update_index(step), self.updates, self.density)
 
     def drop_fraction(self, step: int, alpha: float) -> float:
-        """The drop fraction `f(t)` of this step; with "cosine", 0.0 once the topology is frozen; 0.0 at the last step."""
+        """The drop fraction `f(t)` of this step: 0.0 at the last step, by "cosine" once the topology is frozen."""
         if step >= self.total_steps:
             return 0.0
         return DROP_DECAYS[self.drop_decay](min(step, self.end_step), self.end_step, alpha)

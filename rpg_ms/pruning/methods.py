@@ -63,7 +63,7 @@ class Method:
     rank_delta: float = 0.1
     clip_norm: Optional[float] = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for choice, names in (("schedule", DENSITY_SCHEDULES), ("allocation", ALLOCATIONS), ("start", STARTS),
                               ("drop", SCORES), ("grow", SCORES), ("drop_decay", DROP_DECAYS)):
             name = getattr(self, choice)

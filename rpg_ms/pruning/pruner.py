@@ -1,9 +1,9 @@
 """Who decides which weights stay, and when that is decided anew. NumPy alone: exact, and the same in every process."""
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Optional, Sequence
+from typing import Any, Optional
 
 import numpy as np
 

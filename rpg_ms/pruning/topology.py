@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Optional, Sequence
+from typing import Any, Callable, Optional
 
 import numpy as np
 
@@ -63,7 +64,7 @@ def survivors(weights: Sequence[np.ndarray], counts: Sequence[int]) -> list[np.n
     With counts from `global_counts` this is the global magnitude cut. Raises ValueError, naming the layer's
     index, for NaN or infinity and for a count that the layer cannot hold.
     """
-    def mask(layer, weight, count):
+    def mask(layer: int, weight: np.ndarray, count: int) -> np.ndarray:
         magnitude = finite_magnitude(weight, f"weight of layer {layer}")
         if not 0 <= count <= magnitude.size:
             raise ValueError(f"layer {layer} has {magnitude.size} weights and cannot keep {count}")
@@ -133,7 +134,7 @@ def update_topology(weights: Sequence[np.ndarray], grow_scores: Optional[Sequenc
     return _for_each_layer(redrawn, weights, grow_scores)
 
 
-def _redraw(weight, drop_score, surviving, grow_score, n_keep, n_grow, where):
+def _redraw(weight: np.ndarray, drop_score: np.ndarray, surviving: np.ndarray, grow_score: Optional[np.ndarray], n_keep: int, n_grow: int, where: str) -> tuple[np.ndarray, np.ndarray]:
     weight = np.asarray(weight)
     surviving = np.asarray(surviving)
     if surviving.dtype != bool or surviving.shape != weight.shape:
@@ -172,7 +173,7 @@ def _end_of_first(flags: np.ndarray, count: int) -> int:
     return end
 
 
-def _for_each_layer(function, weights, others):
+def _for_each_layer(function: Callable[..., Any], weights: Sequence[np.ndarray], others: Sequence[Any]) -> list[Any]:
     """`[function(layer, weight, other), ...]`, a thread to each layer: NumPy's selection runs beside itself."""
     if len(weights) != len(others):
         raise ValueError(f"{len(weights)} layers of weights, but {len(others)} entries to go with them")

@@ -1,6 +1,9 @@
 """The rank that weight matrices have: what the rank term is there to keep high."""
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any, Optional
+
 import numpy as np
 from scipy.sparse import csr_matrix
 from tqdm import tqdm
@@ -9,12 +12,12 @@ SPARSE = 0.05  # below this density a sparse product is faster than a dense one
 MARGIN = 1.25  # an eigenvalue within this factor of the threshold is not trusted
 
 
-def full_rank(weight):
+def full_rank(weight: np.ndarray) -> int:
     """The largest rank that a matrix of the weight's `shape[0] x rest` can have."""
     return min(len(weight), weight.size // len(weight))
 
 
-def numeric_rank(weight):
+def numeric_rank(weight: np.ndarray) -> int:
     """Rank of a float array of two or more dimensions, viewed as `shape[0] x rest`.
 
     Counted are the singular values above `max(rows, columns) * eps * largest`, with the eps of the weight's
@@ -33,7 +36,7 @@ def numeric_rank(weight):
     return rank
 
 
-def _rank_by_gram(matrix, threshold):
+def _rank_by_gram(matrix: np.ndarray, threshold: float) -> Optional[int]:
     """The number of singular values above `threshold` times the largest, of a wide matrix without rows of zeros.
 
     They are the square roots of the Gram matrix's eigenvalues, which cost a fraction of the singular values. Computed
@@ -69,11 +72,11 @@ def _rank_by_gram(matrix, threshold):
     return int(np.count_nonzero(values > limit))
 
 
-def mean_rank(weights):
+def mean_rank(weights: Iterable[np.ndarray]) -> float:
     """Numeric rank of arrays as `numeric_rank` takes them, in percent of their full rank: the mean, a float."""
     return 100 * float(np.mean([numeric_rank(weight) / full_rank(weight) for weight in with_bar(weights)]))
 
 
-def with_bar(layers):
+def with_bar(layers: Iterable[Any]) -> tqdm:
     """The layers, one after the other, with a bar in a terminal once they take more than seconds."""
     return tqdm(layers, desc="ranks", unit="layer", delay=3, leave=False, disable=None)

@@ -2,18 +2,24 @@
 from __future__ import annotations
 
 import io
+import os
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING, Union
 
 from rpg_ms.errors import UserError
 from rpg_ms.report.page import Picture, page_of_run, page_of_runs, render
 from rpg_ms.report.runs import Run, load_run
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["Run", "load_run", "write_report"]
 
 DOTS_PER_INCH = 150
 
 
-def write_report(runs, folder):
+def write_report(runs: Iterable[Run], folder: Union[str, os.PathLike]) -> Path:
     """Write `folder/report.html`, one file that needs nothing else, and its figures as PNG files beside it.
 
     Args:
@@ -41,7 +47,7 @@ def write_report(runs, folder):
     return page
 
 
-def _png(figure):
+def _png(figure: Figure) -> bytes:
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=DOTS_PER_INCH)
     return stream.getvalue()

@@ -2,11 +2,19 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from statistics import mean, stdev
+from typing import TYPE_CHECKING, Any, Callable
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, NullLocator
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from rpg_ms.report.runs import Layer, Run
+    from rpg_ms.tasks import Figure as TaskFigure
 
 BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY, BLACK = (
     "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
@@ -18,7 +26,7 @@ ROW = 0.2  # of a layer
 LONGEST_NAME = 36
 
 
-def training(run):
+def training(run: Run) -> Figure:
     """The task's figure, loss, density and learning rate over the steps."""
     figure = _figure(8.2)
     measured, loss, density, rate = figure.subplots(4, sharex=True)
@@ -54,7 +62,7 @@ def training(run):
     return figure
 
 
-def layers(run):
+def layers(run: Run) -> Figure:
     """Per layer: density, ranks as shares of the full rank, dead filters."""
     figure, (density, rank, dead) = _rows(run.layers, 3, (1, 1.35, 0.8))
     rows = np.arange(len(run.layers))
@@ -77,7 +85,7 @@ def layers(run):
     return figure
 
 
-def cost(run):
+def cost(run: Run) -> Figure:
     """Per layer, before and after: weights and multiply-adds, on logarithmic axes."""
     figure, panels = _rows(run.layers, 2, (1, 1))
     rows = np.arange(len(run.layers))
@@ -99,7 +107,7 @@ def cost(run):
     return figure
 
 
-def rank_k(run):
+def rank_k(run: Run) -> Figure:
     """k of the rank term at every update, layers by updates, as a share of the full rank."""
     members = [layer for layer in run.layers if layer.in_rank_term]
     updates = run.rank_updates
@@ -118,7 +126,7 @@ def rank_k(run):
     return figure
 
 
-def figure_by_sparsity(groups, measured):
+def figure_by_sparsity(groups: Mapping[tuple[str, float], Sequence[Run]], measured: TaskFigure) -> Figure:
     """The task's figure `measured` against sparsity, a line a label; `groups` as of `runs.by_label_and_sparsity`."""
     figure = _figure(5)
     axes = figure.subplots()
@@ -128,7 +136,7 @@ def figure_by_sparsity(groups, measured):
     return figure
 
 
-def rank_by_sparsity(groups):
+def rank_by_sparsity(groups: Mapping[tuple[str, float], Sequence[Run]]) -> Figure:
     """Numeric and structural rank as shares of the full rank, mean over the layers, against sparsity."""
     figure = _figure(5)
     numeric, structural = figure.subplots(1, 2, sharey=True)
@@ -141,17 +149,17 @@ def rank_by_sparsity(groups):
     return figure
 
 
-def _figure(height):
+def _figure(height: float) -> Figure:
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.08, h_pad=0.06)
     return figure
 
 
-def _series(lines, key):
+def _series(lines: Sequence[Mapping[str, Any]], key: str) -> tuple[list[int], list[float]]:
     return [line["step"] for line in lines], [line[key] for line in lines]
 
 
-def _percent_on_log_axis(axes):
+def _percent_on_log_axis(axes: Axes) -> None:
     axes.set_yscale("log")
     low, high = axes.get_ylim()
     axes.set_yticks([tick for tick in (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100) if low <= tick <= high])
@@ -159,7 +167,7 @@ def _percent_on_log_axis(axes):
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _rows(members, panels, widths):
+def _rows(members: Sequence[Layer], panels: int, widths: Sequence[float]) -> tuple[Figure, np.ndarray]:
     """A figure with a row for each layer and several panels that share the layers' names."""
     figure = _figure(max(2.8, ROW * len(members) + 1.3))
     axes = figure.subplots(1, panels, sharey=True, gridspec_kw={"width_ratios": widths})
@@ -167,12 +175,12 @@ def _rows(members, panels, widths):
     return figure, axes
 
 
-def _name_rows(axes, names):
+def _name_rows(axes: Axes, names: Sequence[str]) -> None:
     axes.set_yticks(range(len(names)), [_plain(name) for name in names], fontsize=8)
     axes.set_ylim(len(names) - 0.5, -0.5)  # the first layer on top
 
 
-def _against_sparsity(axes, groups, value):
+def _against_sparsity(axes: Axes, groups: Mapping[tuple[str, float], Sequence[Run]], value: Callable[[Run], float]) -> None:
     """A line a label through the means over its runs, with standard deviations where there are several.
 
     Runs without any sparsity are what the others are measured against: a horizontal line.
@@ -202,7 +210,7 @@ def _against_sparsity(axes, groups, value):
     axes.grid(alpha=0.3)
 
 
-def _apart(places, least=0.1):
+def _apart(places: Mapping[float, float], least: float = 0.1) -> list[float]:
     """The sparsities whose labels do not touch: a share of the axis apart at least, the last among them."""
     *others, last = places
     shown, whole = [last], places[last] - min(places.values())
@@ -212,12 +220,12 @@ def _apart(places, least=0.1):
     return shown
 
 
-def _short(name):
+def _short(name: str) -> str:
     """A layer's name, its middle left out where it is very long."""
     half = LONGEST_NAME // 2
     return name if len(name) <= LONGEST_NAME else f"{name[:half - 1]}…{name[-half:]}"
 
 
-def _plain(text):
+def _plain(text: str) -> str:
     text = text.replace("$", r"\$")  # which would begin a formula
     return f" {text}" if text.startswith("_") else text  # which legends leave out

@@ -4,7 +4,7 @@ from __future__ import annotations
 import numpy as np
 
 
-def dead_filters(weight, transposed=False, groups=1):
+def dead_filters(weight: np.ndarray, transposed: bool = False, groups: int = 1) -> tuple[int, int]:
     """How many output channels have no weight but zeros, and how many there are: `(int, int)`.
 
     Args:

@@ -2,14 +2,19 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from statistics import mean, stdev
+from typing import TYPE_CHECKING, Any, Union
 
 from rpg_ms.config import changed_keys, dump_config
 from rpg_ms.report import figures
-from rpg_ms.report.runs import by_label_and_sparsity
+from rpg_ms.report.runs import Run, by_label_and_sparsity
 from rpg_ms.training.run_folder import FREE_ON_RESUME
+
+if TYPE_CHECKING:
+    from rpg_ms.tasks import Figure
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 62rem;
@@ -48,7 +53,7 @@ class Picture:
     caption: str
 
 
-def page_of_run(run):
+def page_of_run(run: Run) -> tuple[str, list[Union[str, Picture]]]:
     """`(title, parts)` of one run; parts are texts of HTML and Pictures."""
     config = run.config
     title = f"{run.label}: {config.model.name} on {config.data.name}, {run.sparsity:g} % sparse"
@@ -70,7 +75,7 @@ def page_of_run(run):
         f"<details><summary>Configuration</summary><pre>{escape(dump_config(config))}</pre></details>"]
 
 
-def page_of_runs(runs):
+def page_of_runs(runs: Sequence[Run]) -> tuple[str, list[Union[str, Picture]]]:
     """`(title, parts)` of several runs."""
     groups = by_label_and_sparsity(runs)
     kinds = list(dict.fromkeys(f"{run.config.model.name} on {run.config.data.name}" for run in runs))
@@ -90,8 +95,8 @@ def page_of_runs(runs):
     if groups:
         parts += [
             Picture("accuracy", figures.figure_by_sparsity(groups, runs[0].figure),
-                    f"{_capital(runs[0].figure.label)} at the end of training against sparsity. Points are means over seeds, "
-                    "bars one standard deviation (n − 1); a point without a bar is a single run. The "
+                    f"{_capital(runs[0].figure.label)} at the end of training against sparsity. Points are means over "
+                    "seeds, bars one standard deviation (n − 1); a point without a bar is a single run. The "
                     "axis is logarithmic in the density; methods are set apart a little so that they do "
                     "not cover each other."),
             Picture("rank", figures.rank_by_sparsity(groups),
@@ -105,7 +110,7 @@ def page_of_runs(runs):
     return f"{len(runs)} runs: {', '.join(kinds)}", [*parts, _note(DEFINITIONS)]
 
 
-def render(title, parts, png):
+def render(title: str, parts: Sequence[Union[str, Picture]], png: Mapping[str, bytes]) -> str:
     """The page as text; `png` holds the bytes of every Picture by its name."""
     body = "\n".join(part if isinstance(part, str) else _figure(part, png[part.name]) for part in parts)
     return f"""<!DOCTYPE html>
@@ -124,21 +129,21 @@ def render(title, parts, png):
 """
 
 
-def _figure(picture, png):
+def _figure(picture: Picture, png: bytes) -> str:
     source = base64.b64encode(png).decode("ascii")
     caption = escape(picture.caption)
     return (f'<figure id="{picture.name}"><img src="data:image/png;base64,{source}" alt="{caption}">'
             f"<figcaption>{caption}</figcaption></figure>")
 
 
-def _state(run):
+def _state(run: Run) -> str:
     text = f"{run.state}, {run.seconds / 60:.1f} minutes."
     if run.summary is not None:
         return f"<p>{escape(text)}</p>"
     return _warning(f"{text} Layers are those of its newest checkpoint; the curves may go further.")
 
 
-def _facts(run):
+def _facts(run: Run) -> str:
     rank, count = run.config.rank, len(run.layers)
     by_weights = sum(layer.numeric_share < 1 for layer in run.layers)
     by_masks = sum(layer.structural_share < 1 for layer in run.layers)
@@ -156,7 +161,7 @@ def _facts(run):
     ])
 
 
-def _rank_term(run):
+def _rank_term(run: Run) -> Union[str, Picture]:
     if run.rank_updates:
         return Picture(
             "rank_k", figures.rank_k(run),
@@ -168,7 +173,7 @@ def _rank_term(run):
     return f"<p>There is no figure of k over the updates: {why}.</p>"
 
 
-def _layer_table(run):
+def _layer_table(run: Run) -> str:
     members = [layer.name for layer in run.layers if layer.in_rank_term]
     updates = [line["ranks"] for line in run.rank_updates if line["step"] <= run.step]
     last_k = dict(zip(members, updates[-1])) if updates else {}
@@ -189,7 +194,7 @@ def _layer_table(run):
     return _table(rows, head, foot)
 
 
-def _method_table(groups, figure):
+def _method_table(groups: Mapping[tuple[str, float], Sequence[Run]], figure: Figure) -> str:
     if not groups:
         return "<p>No run is finished.</p>"
     rows = []
@@ -208,28 +213,28 @@ def _method_table(groups, figure):
                          "structural rank (% of full, mean over layers)", "minutes a run"])
 
 
-def _run_table(runs):
+def _run_table(runs: Sequence[Run]) -> str:
     rows = [[run.label, f"{run.sparsity:g}", run.config.seed, "–" if run.measured is None else f"{run.measured:.2f}",
              f"{run.total('nonzero'):,}", f"{run.seconds / 60:.1f}", run.state, run.folder] for run in runs]
     return _table(rows, ["method", "sparsity (%)", "seed", runs[0].figure.axis, "non-zeros", "minutes", "state",
                          "folder"])
 
 
-def _capital(text):
+def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _before_and_after(before, after):
+def _before_and_after(before: int, after: int) -> tuple[str, str, str]:
     """Cells: two counts and the second in percent of the first."""
     return f"{before:,}", f"{after:,}", f"{100 * after / max(before, 1):.3g}"
 
 
-def _part(part, whole):
+def _part(part: int, whole: int) -> str:
     return f"{part:,} of {whole:,} ({100 * part / max(whole, 1):.3g} %)"
 
 
-def _table(rows, head=(), foot=()):
-    def lines(rows, tag):
+def _table(rows: Iterable[Sequence[Any]], head: Sequence[str] = (), foot: Sequence[Sequence[Any]] = ()) -> str:
+    def lines(rows: Iterable[Sequence[Any]], tag: str) -> str:
         return "\n".join("<tr>" + "".join(f"<{tag}>{escape(str(cell))}</{tag}>" for cell in row) + "</tr>"
                          for row in rows)
     parts = [f"<thead>{lines([head], 'th')}</thead>"] if head else []
@@ -239,9 +244,9 @@ def _table(rows, head=(), foot=()):
     return f'<div class="table"><table>{"".join(parts)}</table></div>'
 
 
-def _warning(text):
+def _warning(text: str) -> str:
     return f'<p class="warning">{escape(text)}</p>'
 
 
-def _note(text):
+def _note(text: str) -> str:
     return f'<p class="note">{escape(text)}</p>'

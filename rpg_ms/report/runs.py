@@ -1,9 +1,11 @@
 """Runs as plain numbers: what was logged, and what the newest checkpoint looks like layer by layer."""
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional, Tuple
+from typing import TYPE_CHECKING, Any, Optional, Union
 
 from rpg_ms.config import Config, load_config
 from rpg_ms.errors import UserError
@@ -12,8 +14,13 @@ from rpg_ms.pruning.structure import structural_rank
 from rpg_ms.rank import full_rank, numeric_rank
 from rpg_ms.rank.numeric import with_bar
 from rpg_ms.report.layers import dead_filters
-from rpg_ms.tasks import TASKS, create_task
+from rpg_ms.tasks import TASKS, Figure, create_task
 from rpg_ms.training.run_folder import read_summary
+
+if TYPE_CHECKING:
+    from mindspore import nn
+
+    from rpg_ms.cells import MaskedLayer
 
 # What the lines of metrics.jsonl must have to be drawn.
 RECORDS = {
@@ -29,7 +36,7 @@ class Layer:
     """One prunable layer; ranks are those of the weight viewed as `shape[0] x rest`."""
 
     name: str
-    shape: Tuple[int, ...]
+    shape: tuple[int, ...]
     in_rank_term: bool
     weights: int
     nonzero: int  # positions that the mask keeps
@@ -42,17 +49,17 @@ class Layer:
     flops: int  # of the non-zeros
 
     @property
-    def density(self):
+    def density(self) -> float:
         """Share of the weights that are kept."""
         return self.nonzero / self.weights
 
     @property
-    def numeric_share(self):
+    def numeric_share(self) -> float:
         """Numeric rank / full rank."""
         return self.numeric_rank / self.full_rank
 
     @property
-    def structural_share(self):
+    def structural_share(self) -> float:
         """Structural rank / full rank."""
         return self.structural_rank / self.full_rank
 
@@ -72,58 +79,58 @@ class Run:
     step: int
     total_steps: int
     seconds: float
-    start: Tuple[dict, ...]
-    train: Tuple[dict, ...]
-    topology: Tuple[dict, ...]
-    evaluation: Tuple[dict, ...]
-    layers: Tuple[Layer, ...]
+    start: tuple[dict, ...]
+    train: tuple[dict, ...]
+    topology: tuple[dict, ...]
+    evaluation: tuple[dict, ...]
+    layers: tuple[Layer, ...]
     other_parameters: int  # never pruned: biases, norms, embeddings, excluded layers ...
     other_flops: int  # multiply-adds for one image of the layers that are not pruned
-    input_shape: Tuple[int, int, int]
+    input_shape: tuple[int, int, int]
 
-    def total(self, figure):
+    def total(self, figure: str) -> Union[int, float]:
         """Sum over the layers of one of their figures, such as "weights"."""
         return sum(getattr(layer, figure) for layer in self.layers)
 
-    def mean(self, figure):
+    def mean(self, figure: str) -> float:
         """Mean over the layers of one of their figures, such as "numeric_share"."""
         return self.total(figure) / len(self.layers)
 
     @property
-    def density(self):
+    def density(self) -> float:
         """Share of the prunable weights that are kept."""
         return self.total("nonzero") / self.total("weights")
 
     @property
-    def sparsity(self):
+    def sparsity(self) -> float:
         """Share of the prunable weights that are gone, percent, to two decimals."""
         return round(100 * (1 - self.density), 2)
 
     @property
-    def figure(self):
+    def figure(self) -> Figure:
         """The `rpg_ms.tasks.Figure` that the run is measured by."""
         return TASKS[self.config.task].figure
 
     @property
-    def measured(self):
+    def measured(self) -> Optional[float]:
         """That figure in the newest evaluation, or None before the first."""
         if self.summary is not None:
             return self.summary[self.figure.name]
         return self.evaluation[-1][self.figure.name] if self.evaluation else None
 
     @property
-    def state(self):
+    def state(self) -> str:
         """What the run has come to, for a reader."""
         return f"finished, {self.step} steps" if self.summary is not None \
             else f"unfinished at step {self.step} of {self.total_steps}"
 
     @property
-    def rank_updates(self):
+    def rank_updates(self) -> list[dict[str, Any]]:
         """The lines of the topology updates that computed the rank term."""
         return [line for line in self.topology if line["ranks"]]
 
 
-def load_run(folder, label=None):
+def load_run(folder: Union[str, os.PathLike], label: Optional[str] = None) -> Run:
     """Read a run's folder; the dataset is not needed.
 
     Args:
@@ -157,7 +164,7 @@ def load_run(folder, label=None):
                *others, input_shape)
 
 
-def _read_metrics(path, figure):
+def _read_metrics(path: Path, figure: str) -> dict[str, list[dict[str, Any]]]:
     """`{event: [line, ...]}`; a last line that a killed run left half written is passed over."""
     wanted = {**RECORDS, "evaluation": {**RECORDS["evaluation"], figure: NUMBER}}
     records = {event: [] for event in RECORDS}
@@ -177,32 +184,32 @@ def _read_metrics(path, figure):
     return records
 
 
-def _read(path):
+def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
 
 
-def _read_checkpoint(path, config):
+def _read_checkpoint(path: Path, config: Config) -> tuple[dict[str, Any], tuple[Layer, ...], int, int, tuple[int, ...]]:
     """`(state, layers, other parameters, multiply-adds of other layers, input shape)`."""
     from rpg_ms.models.flops import layer_flops, parameter_count
     from rpg_ms.training import build, checkpoint
     from rpg_ms.training.distributed import ALONE
 
     task = create_task(config, ALONE, weights=path)
-    network, found = build.build_network(config, task, mixed_precision=False)
-    state = checkpoint.load_network(path, network, found)
+    network, sparsified = build.build_network(config, task, mixed_precision=False)
+    state = checkpoint.load_network(path, network, sparsified)
     if state["step"] is None:
         raise UserError(f"{path}: not a checkpoint of a training run")
     cells = {id(cell.weight): cell for _, cell in network.cells_and_names() if hasattr(cell, "weight")}
-    flops, other_flops = layer_flops(network, found, task.input_shape)
+    flops, other_flops = layer_flops(network, sparsified, task.input_shape)
     layers = tuple(_layer(layer, cells[id(layer.weight)], config.rank.include_dense, *costs)
-                   for layer, costs in with_bar(list(zip(found.layers, flops))))
-    return state, layers, parameter_count(network) - found.prunable, other_flops, task.input_shape
+                   for layer, costs in with_bar(list(zip(sparsified.layers, flops))))
+    return state, layers, parameter_count(network) - sparsified.prunable, other_flops, task.input_shape
 
 
-def _layer(layer, cell, rank_takes_dense, dense_flops, flops):
+def _layer(layer: MaskedLayer, cell: nn.Cell, rank_takes_dense: bool, dense_flops: int, flops: int) -> Layer:
     from rpg_ms.cells.masked import TRANSPOSED
 
     weight, mask = layer.weight.asnumpy(), layer.mask.asnumpy()
@@ -215,7 +222,7 @@ def _layer(layer, cell, rank_takes_dense, dense_flops, flops):
         dead_filters=dead, dense_flops=dense_flops, flops=flops)
 
 
-def by_label_and_sparsity(runs):
+def by_label_and_sparsity(runs: Iterable[Run]) -> dict[tuple[str, float], list[Run]]:
     """`{(label, sparsity): [Run, ...]}` of the finished runs, in the order given."""
     groups = {}
     for run in runs:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Optional
 if TYPE_CHECKING:
     from rpg_ms.config import Config
     from rpg_ms.tasks.task import Task
-    from rpg_ms.training.distributed import Ranks
+    from rpg_ms.training.distributed import World
 
 
 @dataclass(frozen=True)
@@ -59,12 +59,12 @@ TASKS: dict[str, TaskRow] = {
 }
 
 
-def create_task(config: Config, ranks: Ranks, weights: Optional[str] = None) -> Task:
+def create_task(config: Config, world: World, weights: Optional[str] = None) -> Task:
     """The task of a configuration.
 
     Args:
         config: `rpg_ms.config.Config`.
-        ranks: `rpg_ms.training.distributed.Ranks`, which share the data.
+        world: `rpg_ms.training.distributed.World`, whose processes share the data.
         weights: None reads the dataset. A checkpoint: the dataset is not read, and what only it would tell, such as how
             many classes there are, is taken from the file. Such a task has a network, but no batches.
 
@@ -72,4 +72,4 @@ def create_task(config: Config, ranks: Ranks, weights: Optional[str] = None) -> 
         UserError: the dataset cannot be read, or does not fit the configuration.
     """
     module, _, name = TASKS[config.task].implementation.partition(":")
-    return getattr(importlib.import_module(module), name)(config, ranks, weights)
+    return getattr(importlib.import_module(module), name)(config, world, weights)

@@ -1,8 +1,9 @@
 """Image classification."""
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import Any, Iterator, Optional
+from typing import TYPE_CHECKING, Any, Optional
 
 import mindspore as ms
 import numpy as np
@@ -18,13 +19,17 @@ from rpg_ms.models.compiling import compile_graph, reason
 from rpg_ms.models.flops import try_image
 from rpg_ms.tasks.task import Batch
 
+if TYPE_CHECKING:
+    from rpg_ms.config import Config
+    from rpg_ms.training.distributed import World
+
 
 class Classification:
     """Images in, one class each out; measured by top-1 accuracy in percent. See `rpg_ms.tasks.task.Task`.
 
     Args:
         config: `rpg_ms.config.Config`; read are `model`, `data`, `train` and `seed`.
-        ranks: `rpg_ms.training.distributed.Ranks`, which share the images.
+        world: `rpg_ms.training.distributed.World`, whose processes share the images.
         weights: None, or a checkpoint to tell the number of classes in the place of the dataset.
 
     Raises:
@@ -33,9 +38,9 @@ class Classification:
 
     decision = "top-1 class"
 
-    def __init__(self, config, ranks, weights: Optional[str] = None) -> None:
+    def __init__(self, config: Config, world: World, weights: Optional[str] = None) -> None:
         self.config = config
-        self.ranks = ranks
+        self.world = world
         self._count: Optional[_CountCorrect] = None
         self.input_shape, classes = known_shape(config.data)
         if weights is not None:
@@ -45,9 +50,9 @@ class Classification:
         if self.classes < self.dataset.classes:
             raise UserError(f"model.num_classes: {self.classes} is less than the {self.dataset.classes} classes of "
                             f"{config.data.name}")
-        self.steps_per_epoch = len(self.dataset.train) // (config.train.batch_size * ranks.size)
+        self.steps_per_epoch = len(self.dataset.train) // (config.train.batch_size * world.size)
         if self.steps_per_epoch < 1:
-            across = f" on each of {ranks.size} ranks" if ranks.size > 1 else ""
+            across = f" on each of {world.size} ranks" if world.size > 1 else ""
             raise UserError(f"train.batch_size: {config.train.batch_size}{across} is more than the "
                             f"{len(self.dataset.train)} training images of {config.data.name}")
         if (config.train.mixup or config.train.cutmix) and config.train.batch_size % 2:
@@ -90,7 +95,7 @@ class Classification:
         """This process's batches of steps `first_step + 1 .. last_step`: "image" and "label"."""
         batch_size = self.config.train.batch_size
         samples = TrainSamples(self.dataset.train, self.dataset.train_transform, batch_size, self.config.seed,
-                               first_step, last_step, self.ranks.rank, self.ranks.size)
+                               first_step, last_step, self.world.rank, self.world.size)
         return batches(samples, batch_size, self.config.data.workers, self._mix(first_step))
 
     def zero_batch(self, batch_size: int) -> dict[str, np.ndarray]:
@@ -109,13 +114,13 @@ class Classification:
         Raises:
             UserError: some cannot be read.
         """
-        return check_images(self.dataset, self.ranks.rank, self.ranks.size)
+        return check_images(self.dataset, self.world.rank, self.world.size)
 
     def _mix(self, first_step: int) -> Optional[Mix]:
         train = self.config.train
         if not train.mixup and not train.cutmix:
             return None
-        return Mix(train.mixup, train.cutmix, self.classes, self.config.seed, first_step, self.ranks.rank)
+        return Mix(train.mixup, train.cutmix, self.classes, self.config.seed, first_step, self.world.rank)
 
     # ------------------------------------------------------------------------------------------ evaluation
 
@@ -123,11 +128,11 @@ class Classification:
         """This process's share of the test images, each once; labels of padding are -1."""
         batch_size = self._test_batch_size()
         samples = EvalSamples(self.dataset.test, self.dataset.test_transform, batch_size, {"label": np.int32(-1)},
-                              self.ranks.rank, self.ranks.size)
+                              self.world.rank, self.world.size)
         return batches(samples, batch_size, self.config.data.workers)
 
     def _test_batch_size(self) -> int:
-        share = -(-len(self.dataset.test) // self.ranks.size)
+        share = -(-len(self.dataset.test) // self.world.size)
         return min(self.config.train.eval_batch_size, share)
 
     def compile_evaluation(self, network: nn.Cell) -> nn.Cell:
@@ -147,7 +152,7 @@ class Classification:
         """`{"top1": percent}` over all test images of all processes; leaves the network in inference mode."""
         count = self.compile_evaluation(network)
         correct = sum(int(count(*batch.values()).asnumpy()) for batch in self.test_batches())
-        correct = int(self.ranks.gather(np.int64(correct)).sum())
+        correct = int(self.world.gather(np.int64(correct)).sum())
         return {"top1": 100 * correct / len(self.dataset.test)}
 
     # ------------------------------------------------------------------------------------------ deployment
@@ -205,21 +210,21 @@ def _width_of_classifier(weights: str) -> int:
 
 
 class _WithLoss(nn.Cell):
-    def __init__(self, network, loss):
+    def __init__(self, network: nn.Cell, loss: nn.Cell) -> None:
         super().__init__(auto_prefix=False)
         self.network = network
         self.loss = loss
 
-    def construct(self, images, labels):
+    def construct(self, images: ms.Tensor, labels: ms.Tensor) -> ms.Tensor:
         return self.loss(self.network(images), labels)
 
 
 class _CountCorrect(nn.Cell):
-    def __init__(self, network):
+    def __init__(self, network: nn.Cell) -> None:
         super().__init__(auto_prefix=False)
         self.network = network
 
-    def construct(self, images, labels):
+    def construct(self, images: ms.Tensor, labels: ms.Tensor) -> ms.Tensor:
         predicted = ops.argmax(self.network(images), 1).astype(ms.int32)
         return (predicted == labels).astype(ms.int32).sum()
 
@@ -227,7 +232,7 @@ class _CountCorrect(nn.Cell):
 class _Deployed(nn.Cell):
     """A network as it is exported: images in, logits or probabilities out."""
 
-    def __init__(self, network, normalisation, softmax):
+    def __init__(self, network: nn.Cell, normalisation: Optional[tuple[Sequence[float], Sequence[float]]], softmax: bool) -> None:
         super().__init__(auto_prefix=False)  # the Parameters keep their names
         self.network = network
         self.normalize_input = normalisation is not None
@@ -236,7 +241,7 @@ class _Deployed(nn.Cell):
             self.mean, self.std = ms.Tensor(mean), ms.Tensor(std)
         self.softmax = softmax
 
-    def construct(self, images):
+    def construct(self, images: ms.Tensor) -> ms.Tensor:
         if self.normalize_input:
             images = (images / 255 - self.mean) / self.std
         outputs = self.network(images)

@@ -1,7 +1,8 @@
 """What the rest of the package asks a task."""
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Iterator, Protocol
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Protocol
 
 import mindspore as ms
 import numpy as np
@@ -50,7 +51,7 @@ class Task(Protocol):
         """The task's figures over the test data of all processes; leaves the network in inference mode."""
 
     def inputs(self, count: int, raw: bool = False) -> np.ndarray:
-        """The first `count` test inputs, `[count, *input_shape]` float32: as the network takes them, or `raw` pixels."""
+        """The first `count` test inputs, `[count, *input_shape]` float32: the network's, or `raw` pixels."""
 
     def deployed(self, network: nn.Cell, normalize_input: bool, softmax: bool) -> nn.Cell:
         """The network as it is exported."""

@@ -3,14 +3,24 @@ from __future__ import annotations
 
 import atexit
 import tempfile
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Optional
 
-import mindspore as ms
 import numpy as np
 from mindcv.optim.adamw import AdamW
 from mindcv.scheduler.dynamic_lr import cosine_decay_refined_lr, linear_refined_lr, multi_step_lr
-from mindspore import amp, nn
+from mindspore import Parameter, amp, nn
 
-from rpg_ms.cells import RankTerm, SoftThreshold, SparseTrainStep, StepOptions, WeightAverage, sparsify
+from rpg_ms.cells import (
+    MaskedLayer,
+    RankTerm,
+    SoftThreshold,
+    SparseTrainStep,
+    Sparsified,
+    StepOptions,
+    WeightAverage,
+    sparsify,
+)
 from rpg_ms.cells.masked import NothingMatches, set_topology
 from rpg_ms.errors import UserError
 from rpg_ms.files import working_folder
@@ -18,10 +28,15 @@ from rpg_ms.models.compiling import compile_graph
 from rpg_ms.pruning import Pruner
 from rpg_ms.weights import load_weights
 
+if TYPE_CHECKING:
+    from rpg_ms.config import Config, OptimizerConfig, RankConfig
+    from rpg_ms.tasks.task import Task
+    from rpg_ms.training.distributed import World
+
 MOST_STEPS = 10_000_000  # whose rates, which MindSpore's optimizers want in a list, take 5 s and 1 GB
 
 
-def build_network(config, task, pretrained=None, mixed_precision=True):
+def build_network(config: Config, task: Task, pretrained: Optional[str] = None, mixed_precision: bool = True) -> tuple[nn.Cell, Sparsified]:
     """The network of a configuration with its masks: `(network, Sparsified)`.
 
     Masks are all ones, unless `pretrained`, a file of weights to start from, holds a pruned network.
@@ -36,23 +51,23 @@ def build_network(config, task, pretrained=None, mixed_precision=True):
     model = config.model
     network = task.network()
     try:
-        found = sparsify(network, config.pruning.exclude)
+        sparsified = sparsify(network, config.pruning.exclude)
     except NothingMatches as error:
         raise UserError(f"pruning.exclude: {error}") from None
     except ValueError as error:
         raise UserError(f"model.name: {model.name}: {error}") from None
     if pretrained is not None:
         try:
-            load_weights(pretrained, network, found, model.pretrained_allow, model.pretrained_entry,
+            load_weights(pretrained, network, sparsified, model.pretrained_allow, model.pretrained_entry,
                          model.pretrained_prefix, "model.pretrained_{}")
         except UserError as error:
             raise UserError(f"model.pretrained: {error}") from None
     if mixed_precision and config.train.amp_level != "O0":
         network = _mixed_precision(network, config.train.amp_level)
-    return network, found
+    return network, sparsified
 
 
-def _mixed_precision(network, level):
+def _mixed_precision(network: nn.Cell, level: str) -> nn.Cell:
     """The network at an amp level.
 
     At O1 MindSpore writes its source anew into the current folder, and reads that when it compiles: it gets a
@@ -64,7 +79,7 @@ def _mixed_precision(network, level):
         return amp.auto_mixed_precision(network, level)
 
 
-def learning_rates(config, steps_per_epoch):
+def learning_rates(config: Config, steps_per_epoch: int) -> list[float]:
     """The learning rate of every step: a list of floats, one a step.
 
     Raises:
@@ -91,7 +106,7 @@ def learning_rates(config, steps_per_epoch):
     return rates + multi_step_lr(milestones if schedule.name == "step" else [], schedule.gamma, **rest)
 
 
-def build_optimizer(config, parameters, rates):
+def build_optimizer(config: OptimizerConfig, parameters: Sequence[Parameter], rates: Sequence[float]) -> nn.Optimizer:
     """The optimizer of an `OptimizerConfig` for the parameters, in their order, with the learning rate of every step.
 
     Unless `decay_norm_and_bias`, only what is called `weight` and has two or more dimensions decays: no scale of a norm
@@ -108,7 +123,7 @@ def build_optimizer(config, parameters, rates):
     return {"adam": nn.Adam, "adamw": AdamW}[config.name](groups, rates)
 
 
-def build_train_step(config, task, network, layers, device, ranks):
+def build_train_step(config: Config, task: Task, network: nn.Cell, layers: Sequence[MaskedLayer], device: str, world: World) -> tuple[SparseTrainStep, list[float]]:
     """The train-one-step cell of a configuration, with its optimizer: `(SparseTrainStep, learning rates)`.
 
     Puts the masks that the method starts from in place.
@@ -127,7 +142,7 @@ def build_train_step(config, task, network, layers, device, ranks):
         soft_threshold = SoftThreshold(layers)
         parameters = soft_threshold.trained(parameters)
     optimizer = build_optimizer(config.optimizer, parameters, rates)
-    reduce = ranks.mean_of_gradients()
+    reduce = world.mean_of_gradients()
     options = StepOptions(
         micro_batches=train.micro_batches, clip_norm=train.clip_norm, reduce=reduce,
         sink_size=sink_size(config, device, task.steps_per_epoch),
@@ -139,7 +154,7 @@ def build_train_step(config, task, network, layers, device, ranks):
     return step.set_train(), rates
 
 
-def build_pruner(config, layers, total_steps, steps_per_epoch):
+def build_pruner(config: Config, layers: Sequence[MaskedLayer], total_steps: int, steps_per_epoch: int) -> Pruner:
     """The Pruner of a configuration; the masks that its method starts from are put in place."""
     pruning = config.pruning
     weights = [layer.weight.asnumpy() for layer in layers]
@@ -154,7 +169,7 @@ def build_pruner(config, layers, total_steps, steps_per_epoch):
     return pruner
 
 
-def build_rank_term(rank, layers, device, reduce):
+def build_rank_term(rank: RankConfig, layers: Sequence[MaskedLayer], device: str, reduce: Optional[nn.Cell]) -> Optional[RankTerm]:
     """The RankTerm of a `RankConfig`, or None: lambda is 0, or no layer takes part."""
     members = [layer for layer in layers if rank.include_dense or layer.kind == "conv"]
     if rank.lambda_ == 0 or not members:
@@ -162,7 +177,7 @@ def build_rank_term(rank, layers, device, reduce):
     return RankTerm(members, rank.lambda_, rank.delta, rank_backend(rank.backend, device), rank.every, reduce)
 
 
-def idle_rank_term(config, step):
+def idle_rank_term(config: Config, step: SparseTrainStep) -> Optional[str]:
     """Why the rank term that a configuration asks for changes nothing, in one line, or None."""
     given = f"rank.lambda: {config.rank.lambda_:g} changes nothing, as"
     if config.rank.lambda_ > 0 and step.rank_term is None:
@@ -174,7 +189,7 @@ def idle_rank_term(config, step):
     return None
 
 
-def compile_step(config, task, network, step):
+def compile_step(config: Config, task: Task, network: nn.Cell, step: SparseTrainStep) -> None:
     """Compile in graph mode the training step, without running it, and the evaluation; the network is left to train.
 
     It is the step between topology updates; the graphs at updates are pieces of it.
@@ -192,7 +207,7 @@ def compile_step(config, task, network, step):
     step.set_train()
 
 
-def sink_size(config, device, steps_per_epoch):
+def sink_size(config: Config, device: str, steps_per_epoch: int) -> int:
     """How many plain steps run in one graph: `train.sink_size`, or by the device; 1 in PyNative mode.
 
     No more than there are between two logged lines and in an epoch, which the host looks at.
@@ -203,7 +218,7 @@ def sink_size(config, device, steps_per_epoch):
     return min(train.sink_size or (train.log_every if device == "Ascend" else 1), train.log_every, steps_per_epoch)
 
 
-def rank_backend(backend, device):
+def rank_backend(backend: str, device: str) -> str:
     """The rank backend that "auto" stands for: `gram` on CPU, `matmul` elsewhere.
 
     Raises:

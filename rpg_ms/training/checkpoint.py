@@ -11,11 +11,13 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Callable, Optional, Union
 
 import mindspore as ms
 import numpy as np
-from mindspore import ops
+from mindspore import nn, ops
 
 from rpg_ms.cells.average import AVERAGE
 from rpg_ms.errors import NotFinite, UserError, one_line
@@ -23,15 +25,20 @@ from rpg_ms.files import atomic_path
 from rpg_ms.weights import load_weights, packed
 from rpg_ms.weights.files import has_checksum
 
+if TYPE_CHECKING:
+    from rpg_ms.cells import SparseTrainStep, Sparsified
+    from rpg_ms.config import Config
+    from rpg_ms.training.distributed import World
+
 STATE = "rpg_state"
 
 
-def split_of(config):
+def split_of(config: Config) -> dict[str, Any]:
     """The keys that say which training images a run with `data.validation` holds out, with their values."""
     return {"data.validation": config.data.validation, "data.limit": config.data.limit, "seed": config.seed}
 
 
-def check_held_out(path, state, config):
+def check_held_out(path: Union[str, os.PathLike], state: Mapping[str, Any], config: Config) -> None:
     """Refuse to evaluate a checkpoint on training images that it was trained on.
 
     Args:
@@ -58,23 +65,23 @@ class Checkpoints:
     Args:
         folder: the run's folder.
         keep: how many to keep.
-        ranks: `rpg_ms.training.distributed.Ranks`; all of them read, the first one writes.
+        world: `rpg_ms.training.distributed.World`; all of its processes read, the first one writes.
     """
 
-    def __init__(self, folder, keep, ranks):
+    def __init__(self, folder: Union[str, os.PathLike], keep: int, world: World) -> None:
         self.folder = Path(folder)
         self.steps = self.folder / "checkpoints"
         self.last = self.folder / "last.ckpt"
         self.best = self.folder / "best.ckpt"
         self.keep = keep
-        self.ranks = ranks
+        self.world = world
 
-    def save(self, network, step_cell, state, is_best):
+    def save(self, network: nn.Cell, step_cell: SparseTrainStep, state: Mapping[str, Any], is_best: bool) -> None:
         """Write the checkpoint of a step; once it is safely on disk, the older ones beyond `keep` go.
 
         So do those of later steps: damaged ones, which `restore` has passed over.
         """
-        if not self.ranks.first:
+        if not self.world.first:
             return
         self.steps.mkdir(exist_ok=True)
         path = self.steps / f"step-{state['step']:09d}.ckpt"
@@ -87,14 +94,14 @@ class Checkpoints:
         for stale in files[:newest] + files[newest + self.keep:]:
             stale.unlink()
 
-    def restore(self, network, step_cell, report):
+    def restore(self, network: nn.Cell, step_cell: SparseTrainStep, report: Callable[[str], Any], names: Sequence[str] = ()) -> Optional[dict[str, Any]]:
         """Load the newest whole checkpoint and return its state, or None if there is none.
 
-        A damaged one is named to `report` and the one before it used.
+        A damaged one is named to `report` and the one before it used. The state has at least the `names`.
 
         Raises:
-            UserError: checkpoints are there, but all are damaged, or the newest whole one is of another network or
-                lacks state that this training needs.
+            UserError: checkpoints are there, but all are damaged, or the newest whole one is of another network or of
+                an earlier version, or lacks state that this training needs.
         """
         damaged = []
         for path in self._newest_first():
@@ -107,8 +114,11 @@ class Checkpoints:
                 report(str(error))
                 continue
             state = _load_network(path, values, network)
+            lacking = [name for name in names if name not in state]
+            if lacking:
+                raise UserError(f"{path}: holds no {', '.join(lacking)}: a checkpoint of an earlier version of rpg_ms")
             _load_training(path, values, state, step_cell)
-            if self.ranks.first:  # the run may have ended before the file had its other names
+            if self.world.first:  # the run may have ended before the file had its other names
                 _link(path, self.last)
                 if state["best_step"] == state["step"]:
                     _link(path, self.best)
@@ -117,11 +127,11 @@ class Checkpoints:
             raise UserError(f"{self.steps}: no whole checkpoint left to resume from; {damaged[0]}")
         return None
 
-    def _newest_first(self):
+    def _newest_first(self) -> list[Path]:
         return sorted(self.steps.glob("step-*.ckpt"), reverse=True)
 
 
-def save(path, network, step_cell, state):
+def save(path: Union[str, os.PathLike], network: nn.Cell, step_cell: SparseTrainStep, state: Mapping[str, Any]) -> None:
     """Write a checkpoint atomically.
 
     Args:
@@ -150,7 +160,7 @@ def save(path, network, step_cell, state):
             logging.disable(logging.NOTSET)
 
 
-def load_network(path, network, found, average=False):
+def load_network(path: Union[str, os.PathLike], network: nn.Cell, sparsified: Sparsified, average: bool = False) -> dict[str, Any]:
     """Read a file's network parameters into `network` and return the checkpoint's state.
 
     Besides checkpoints of training runs this takes any file of weights (`rpg_ms.weights.load_weights`), whose state
@@ -159,7 +169,7 @@ def load_network(path, network, found, average=False):
     Args:
         path: file to read.
         network: the masked network.
-        found: its `Sparsified`.
+        sparsified: its `Sparsified`.
         average: whether to take the exponential moving average of the weights in their place.
 
     Raises:
@@ -169,8 +179,8 @@ def load_network(path, network, found, average=False):
     if not isinstance(values.get(STATE), str):
         if average:
             raise UserError(f"{path}: not a checkpoint of a training run, so it holds no average of the weights")
-        load_weights(path, network, found)
-        return _packed_state(path, found) if packed.is_packed(path) else {"step": None, "seconds": None}
+        load_weights(path, network, sparsified)
+        return _packed_state(path, sparsified) if packed.is_packed(path) else {"step": None, "seconds": None}
     state = _load_network(path, values, network)
     if average:
         averages = {name[len(AVERAGE):]: value for name, value in values.items() if name.startswith(AVERAGE)}
@@ -182,7 +192,7 @@ def load_network(path, network, found, average=False):
     return state
 
 
-def _load_network(path, values, network):
+def _load_network(path: Union[str, os.PathLike], values: Mapping[str, Any], network: nn.Cell) -> dict[str, Any]:
     state = json.loads(values[STATE])
     wanted = {parameter.name: tuple(parameter.shape) for parameter in network.get_parameters()}
     found = {name: tuple(value.shape) for name, value in values.items() if ":" not in name and name != STATE}
@@ -202,15 +212,15 @@ def _load_network(path, values, network):
     return state
 
 
-def _packed_state(path, found):
+def _packed_state(path: Union[str, os.PathLike], sparsified: Sparsified) -> dict[str, Any]:
     header = packed.read_header(path)
-    if (header.nonzero, header.prunable) != (found.nonzero, found.prunable):
+    if (header.nonzero, header.prunable) != (sparsified.nonzero, sparsified.prunable):
         raise UserError(f"{path}: {header.nonzero} of {header.prunable} prunable weights are kept, not "
-                        f"{found.nonzero} of {found.prunable}: packed with another pruning.exclude")
+                        f"{sparsified.nonzero} of {sparsified.prunable}: packed with another pruning.exclude")
     return {"step": header.about.step, "seconds": header.about.seconds}
 
 
-def _load_training(path, values, state, step_cell):
+def _load_training(path: Union[str, os.PathLike], values: Mapping[str, Any], state: Mapping[str, Any], step_cell: SparseTrainStep) -> None:
     try:
         step_cell.load_state(values, state)
     except KeyError as error:
@@ -219,7 +229,7 @@ def _load_training(path, values, state, step_cell):
     ms.set_rng_state(values["rng:state"])
 
 
-def _link(source, target):
+def _link(source: Path, target: Path) -> None:
     """Make `target` another name of `source`, replacing what was there in one step."""
     with atomic_path(target) as temporary:
         try:
@@ -228,7 +238,7 @@ def _link(source, target):
             shutil.copyfile(source, temporary)
 
 
-def _read(path):
+def _read(path: Union[str, os.PathLike]) -> dict[str, Any]:
     """The content of a checkpoint with a checksum; nothing of any other file."""
     path = Path(path)
     if not path.is_file():
@@ -245,5 +255,5 @@ def _read(path):
         raise UserError(f"{path}: not a checkpoint: {one_line(str(error))}") from None
 
 
-def _shape(shape):
+def _shape(shape: Optional[tuple[int, ...]]) -> str:
     return "missing" if shape is None else f"of shape {shape}"

@@ -2,15 +2,19 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 import mindspore as ms
 
 from rpg_ms.errors import UserError
 
+if TYPE_CHECKING:
+    from rpg_ms.config import Config
+
 TARGETS = ("Ascend", "GPU", "CPU")  # in the order of preference
 
 
-def set_up(config):
+def set_up(config: Config) -> str:
     """Choose device and execution mode and seed MindSpore; returns the device's name.
 
     Raises:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
+from typing import TYPE_CHECKING, Optional
 
 import mindspore as ms
 import numpy as np
@@ -20,9 +21,14 @@ from mindspore import communication, nn, ops
 from rpg_ms.errors import UserError
 from rpg_ms.models.flops import STATISTICS  # the parameters in which ranks may differ
 
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
 
-def join():
-    """This process's place among the ranks: `Ranks`.
+    from rpg_ms.cells import WeightAverage
+
+
+def join() -> World:
+    """The ranks of the run, as this process sees them: a `World`.
 
     Started by msrun it connects to the other ranks, and every rank but the first prints nothing more to stdout.
     Started by hand it is the only one. To be called when the device is chosen and before the first Tensor is
@@ -40,13 +46,13 @@ def join():
         communication.init()
     except RuntimeError as error:
         raise UserError(f"cannot join the other ranks: {str(error).splitlines()[0]}") from None
-    ranks = Ranks(communication.get_rank(), communication.get_group_size())
-    if ranks.rank > 0:
+    world = World(communication.get_rank(), communication.get_group_size())
+    if world.rank > 0:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")
-    return ranks
+    return world
 
 
-class Ranks:
+class World:
     """The ranks of a run as one of them sees them. With one rank nothing is sent and nothing changes.
 
     Each method is a collective: all ranks call it, in the same order.
@@ -56,27 +62,27 @@ class Ranks:
         size: how many there are.
     """
 
-    def __init__(self, rank, size):
+    def __init__(self, rank: int, size: int) -> None:
         self.rank = rank
         self.size = size
 
     @property
-    def first(self):
+    def first(self) -> bool:
         """Whether this is the rank that writes and prints."""
         return self.rank == 0
 
-    def meet(self):
-        """Wait until all ranks are here."""
+    def barrier(self) -> None:
+        """Wait until all ranks have come here."""
         self.gather(np.uint8(0))
 
-    def gather(self, value):
+    def gather(self, value: ArrayLike) -> np.ndarray:
         """Every rank's `value`, exactly: a NumPy array of any dtype and shape in, `[size, *shape]` out."""
         value = np.asarray(value)
         sent = np.zeros((self.size, value.nbytes), np.float32)
         sent[self.rank] = _bytes(value)
         return self._sum(sent).astype(np.uint8).view(value.dtype).reshape(self.size, *value.shape)
 
-    def broadcast(self, network):
+    def broadcast(self, network: nn.Cell) -> None:
         """Give every parameter of `network` (weights, statistics, masks) its value on rank 0, to the bit."""
         if self.size == 1:
             return
@@ -86,7 +92,7 @@ class Ranks:
             received = self._sum(sent).astype(np.uint8).view(value.dtype).reshape(value.shape)
             ops.assign(parameter, ms.Tensor(received, parameter.dtype))
 
-    def average_statistics(self, network, average=None):
+    def average_statistics(self, network: nn.Cell, average: Optional[WeightAverage] = None) -> None:
         """Replace the running statistics of batch norms by their mean over the ranks.
 
         Those of `average`, a WeightAverage of the network, as well.
@@ -106,14 +112,14 @@ class Ranks:
             mean = self.gather(parameter.asnumpy()).mean(axis=0, dtype=np.float64)
             ops.assign(parameter, ms.Tensor(mean, parameter.dtype))
 
-    def check_same(self, number, what):
+    def check_same(self, number: int, what: str) -> None:
         """Raise a UserError, on all ranks, unless an integer is the same on all of them; `what` begins the message."""
         numbers = self.gather(np.int64(number))
         if (numbers != numbers[0]).any():
             raise UserError(f"{what}: {', '.join(map(str, numbers))}, on ranks 0 to {self.size - 1}; every node must be able "
                             "to read the run's folder")
 
-    def check_equal(self, network, step):
+    def check_equal(self, network: nn.Cell, step: int) -> str:
         """The digest (hexadecimal) of the weights and masks, the same on all ranks.
 
         Raises:
@@ -127,17 +133,17 @@ class Ranks:
                             f"{self.size} against rank 0")
         return digest.hex()
 
-    def mean_of_gradients(self):
+    def mean_of_gradients(self) -> Optional[MeanOfGradients]:
         """A Cell that averages a tuple of gradients over the ranks, or None with one rank."""
         return MeanOfGradients(self.size) if self.size > 1 else None
 
-    def _sum(self, array):
+    def _sum(self, array: np.ndarray) -> np.ndarray:
         if self.size == 1:
             return array
         return ops.AllReduce()(ms.Tensor(np.ascontiguousarray(array, np.float32))).asnumpy()
 
 
-ALONE = Ranks(0, 1)
+ALONE = World(0, 1)
 
 
 class MeanOfGradients(nn.Cell):
@@ -149,12 +155,12 @@ class MeanOfGradients(nn.Cell):
         size: how many ranks there are.
     """
 
-    def __init__(self, size):
+    def __init__(self, size: int) -> None:
         super().__init__(auto_prefix=False)
         self.all_reduce = ops.AllReduce()
         self.share = 1.0 / size
 
-    def construct(self, gradients):
+    def construct(self, gradients: tuple[ms.Tensor, ...]) -> tuple[ms.Tensor, ...]:
         flat = ()
         for gradient in gradients:
             flat += (gradient.astype(ms.float32).reshape(-1),)
@@ -168,7 +174,7 @@ class MeanOfGradients(nn.Cell):
         return means
 
 
-def weights_digest(network):
+def weights_digest(network: nn.Cell) -> bytes:
     """BLAKE2b, 16 bytes, of names and values of all parameters (weights, masks) but statistics."""
     digest = hashlib.blake2b(digest_size=16)
     for name, parameter in network.parameters_and_names():
@@ -178,5 +184,5 @@ def weights_digest(network):
     return digest.digest()
 
 
-def _bytes(array):
+def _bytes(array: np.ndarray) -> np.ndarray:
     return np.frombuffer(np.ascontiguousarray(array).tobytes(), np.uint8)

@@ -3,6 +3,8 @@
 msrun starts the scheduler and this node's ranks, with their environment and logs. Waiting for them it hides which
 rank failed and with what status, and it leaves their children running, so the waiting is done here.
 """
+from __future__ import annotations
+
 import ctypes
 import os
 import signal
@@ -10,8 +12,11 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import redirect_stdout, suppress
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn, Optional, Union
 
 import psutil
 
@@ -23,7 +28,7 @@ LISTINGS = {"Ascend": ("ASCEND_RT_VISIBLE_DEVICES", "ls -1d /dev/davinci[0-9]*",
             "GPU": ("CUDA_VISIBLE_DEVICES", "nvidia-smi -L", "GPU ")}
 
 
-def main():
+def main() -> None:
     script, *arguments = sys.argv[1:]
     sys.argv[0] = "run_distribute_train.sh"
     sys.argv[1:] = msrun_arguments(script, *arguments)
@@ -43,7 +48,7 @@ def main():
         report(logs / f"{failed[0]}.log", processes[failed[0]].returncode, told)
 
 
-def msrun_arguments(script, config, devices, *arguments):
+def msrun_arguments(script: str, config: str, devices: str, *arguments: str) -> list[str]:
     """What msrun is called with, by the arguments and the environment of scripts/run_distribute_train.sh."""
     parser = OneLineParser(usage="%(prog)s [CONFIG] [DEVICES] [train.py arguments ...]", allow_abbrev=False)
     parser.add_argument("--device_target", default="Ascend")
@@ -69,13 +74,13 @@ def msrun_arguments(script, config, devices, *arguments):
             own.rank_table_file, python, script, "--config", config, *arguments, "--device_target", own.device_target]
 
 
-def number(name, text, low, high):
+def number(name: str, text: Union[str, int], low: int, high: int) -> int:
     if not (str(text).isdecimal() and low <= int(text) <= high):
         raise UserError(f"{name}: {str(text)!r} is not a number from {low} to {high}")
     return int(text)
 
 
-def count_devices(target):
+def count_devices(target: str) -> int:
     """The devices of this machine, or those that the environment makes visible."""
     if target not in LISTINGS:
         raise UserError(f"DEVICES: not given; on {target} it is the number of processes")
@@ -88,7 +93,7 @@ def count_devices(target):
     return len(found)
 
 
-def start(logs):
+def start(logs: Path) -> dict[str, subprocess.Popen]:
     """Have msrun start what sys.argv says: `{name of its log: Popen}`, on node 0 with the scheduler."""
     with open(logs / "msrun.log", "w", encoding="utf-8") as log, redirect_stdout(log):
         from mindspore.parallel.cluster.process_entity import _ProcessManager
@@ -102,7 +107,7 @@ def start(logs):
             raise UserError(f"MASTER_ADDR: {args.master_addr}: {error}") from None
         manager.run()
 
-    def pass_on(*_):
+    def pass_on(*_: object) -> None:
         signal.signal(signal.SIGTERM, leave)
         for rank in manager.cgn_processes:
             rank.terminate()
@@ -114,11 +119,11 @@ def start(logs):
     return {**processes, "scheduler": manager.msn_process} if manager.msn_process else processes
 
 
-def leave(signum, _):
+def leave(signum: int, _: Optional[FrameType]) -> NoReturn:
     raise SystemExit(128 + signum)
 
 
-def watch(processes, logs, hidden):
+def watch(processes: Mapping[str, subprocess.Popen], logs: Path, hidden: tuple[bytes, ...]) -> list[str]:
     """Show rank 0's log, where it is here, until all processes have ended, or some have failed: their names."""
     with open(logs / "worker_0.log" if "worker_0" in processes else os.devnull, "rb") as log:
         rest = b""
@@ -135,7 +140,7 @@ def watch(processes, logs, hidden):
             time.sleep(0.1)
 
 
-def end_everything():
+def end_everything() -> None:
     """Kill every descendant, also in another session: the children of each that ends become this process's."""
     for signum in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, signal.SIG_IGN)
@@ -145,7 +150,7 @@ def end_everything():
         psutil.wait_procs(children, timeout=5)
 
 
-def report(log, status, mark):
+def report(log: Path, status: int, mark: str) -> NoReturn:
     """Raise RunStopped with the failed process's own error line; where it left none, show the end of its log."""
     name = log.stem.replace("worker_", "rank ").replace("scheduler", "the scheduler")
     status = status if status > 0 else 128 - status  # of a process that a signal ended, as a shell tells it

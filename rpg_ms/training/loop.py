@@ -2,15 +2,25 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Callable, Iterator
+from typing import TYPE_CHECKING, Any, Callable
 
 import numpy as np
 from tqdm import tqdm
 
 from rpg_ms.errors import CutShort, NotFinite, RunStopped
 from rpg_ms.training.session import Session
+
+if TYPE_CHECKING:
+    from mindspore import nn
+
+    from rpg_ms.cells import SparseTrainStep, Sparsified
+    from rpg_ms.config import Config
+    from rpg_ms.tasks.task import Task
+    from rpg_ms.training.distributed import World
+    from rpg_ms.training.run_folder import NoFolder
 
 
 @dataclass(frozen=True)
@@ -21,18 +31,18 @@ class Hook:
     act: Callable[[], None]
 
 
-def train(config, task, network, found, step_cell, rates, folder, ranks) -> dict[str, Any]:
+def train(config: Config, task: Task, network: nn.Cell, sparsified: Sparsified, step_cell: SparseTrainStep, rates: Sequence[float], folder: NoFolder, world: World) -> dict[str, Any]:
     """Train to the end, from the newest checkpoint in the folder if there is one; return the run's summary.
 
     Arguments as of `rpg_ms.training.session.Session`.
 
     Raises:
         RunStopped: the processes' weights are no longer the same; the loss, a gradient or a weight is not finite; the
-            disk is full; an image cannot be read; a worker of the loader is dead; stdout is broken; or SIGTERM came, and
-            a checkpoint was written.
+            disk is full; an image cannot be read; a worker of the loader is dead; stdout is broken; or SIGTERM came,
+            and a checkpoint was written.
         UserError: as Session.
     """
-    session = Session(config, task, network, found, step_cell, rates, folder, ranks)
+    session = Session(config, task, network, sparsified, step_cell, rates, folder, world)
     hooks = hooks_of(session)
     with _explained(session), _sigterm() as received, \
             tqdm(total=session.total, initial=session.step, unit="step", disable=None) as session.bar:
@@ -48,8 +58,8 @@ def train(config, task, network, found, step_cell, rates, folder, ranks) -> dict
                     hook.act()
             session.bar.update(session.step - before)
             # The processes must stop at the same step, so they ask each other, though not at every step.
-            if session.step < session.total and (ranks.size == 1 or session.step % config.train.log_every == 0):
-                if ranks.gather(np.uint8(len(received) > 0)).any():
+            if session.step < session.total and (world.size == 1 or session.step % config.train.log_every == 0):
+                if world.gather(np.uint8(len(received) > 0)).any():
                     session.stop(128 + signal.SIGTERM, "SIGTERM")
         return session.finish()
 

@@ -5,9 +5,11 @@ import fcntl
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, Optional, Union
 
-from rpg_ms.config import changed_keys, dump_config, load_config
+from rpg_ms.config import Config, changed_keys, dump_config, load_config
 from rpg_ms.errors import UserError
 from rpg_ms.files import UNFINISHED, atomic_path
 from rpg_ms.json_files import NUMBER, read_json
@@ -21,14 +23,14 @@ FREE_ON_RESUME = ("checkpoint.every_steps", "checkpoint.keep", "data.root", "dat
 TRACES = ("summary.json", "checkpoints", "last.ckpt", "best.ckpt", "metrics.jsonl")
 
 
-def other_configuration(config_path, config):
+def other_configuration(config_path: Union[str, os.PathLike], config: Config) -> str:
     """What in `config` changes the result of the run with this config.yaml: "key (was old, now new), ...", or ""."""
     changes = changed_keys(load_config(config_path), config)
     return ", ".join(f"{key} (was {old}, now {new})" for key, (old, new) in changes.items()
                      if key not in FREE_ON_RESUME)
 
 
-def read_summary(folder, task):
+def read_summary(folder: Union[str, os.PathLike], task: str) -> Optional[dict[str, Any]]:
     """The summary of a finished run, or None.
 
     Args:
@@ -42,7 +44,7 @@ def read_summary(folder, task):
     return read_json(Path(folder) / "summary.json", {**figures, "steps": int, "seconds": NUMBER})
 
 
-def traces(folder):
+def traces(folder: Union[str, os.PathLike]) -> list[str]:
     """The names of what an earlier run left in its folder; [] if it left nothing, or there is no folder.
 
     Raises:
@@ -57,7 +59,7 @@ def traces(folder):
     return [name for name in TRACES if name in there]
 
 
-def lost_configuration(folder):
+def lost_configuration(folder: Union[str, os.PathLike]) -> bool:
     """Whether a run left results in the folder, but no config.yaml to say how they were made.
 
     A run that was killed while it began leaves an empty metrics.jsonl alone, and may begin again.
@@ -65,7 +67,7 @@ def lost_configuration(folder):
     return bool(set(traces(folder)) - {"metrics.jsonl"}) and not (Path(folder) / "config.yaml").exists()
 
 
-def may_train(config, resume, allow_changes, overwrite):
+def may_train(config: Config, resume: bool, allow_changes: bool, overwrite: bool) -> bool:
     """Whether training in the folder is neither finished nor refused, as far as can be seen without touching it."""
     if resume:
         return NoFolder(config, resume, allow_changes).summary() is None
@@ -75,31 +77,31 @@ def may_train(config, resume, allow_changes, overwrite):
 class NoFolder:
     """The run's folder to the ranks that only read it; arguments as of `RunFolder`."""
 
-    def __init__(self, config, resume=False, allow_changes=False):
+    def __init__(self, config: Config, resume: bool = False, allow_changes: bool = False) -> None:
         self.config = config
         self.path = Path(config.output_dir)
         self.allow_changes = allow_changes
         config_path = str(self.path / "config.yaml")
         self.changes = other_configuration(config_path, config) if resume and os.path.exists(config_path) else ""
 
-    def summary(self):
+    def summary(self) -> Optional[dict[str, Any]]:
         """The summary of a finished run, or None; with a changed configuration it may have become longer."""
         return None if self.changes else read_summary(self.path, self.config.task)
 
-    def begin(self):
+    def begin(self) -> None:
         """Nothing."""
 
-    def log(self, event, **figures):
+    def log(self, event: str, **figures: Any) -> None:
         """Nothing."""
 
-    def metrics_length(self):
+    def metrics_length(self) -> int:
         """Nothing: 0."""
         return 0
 
-    def cut_metrics(self, length):
+    def cut_metrics(self, length: int) -> None:
         """Nothing."""
 
-    def finish(self, summary):
+    def finish(self, summary: Mapping[str, Any]) -> None:
         """Nothing."""
 
 
@@ -117,14 +119,14 @@ class RunFolder(NoFolder):
             one that began with another configuration, or another process is at work in it.
     """
 
-    def __init__(self, config, resume=False, allow_changes=False, overwrite=False):
+    def __init__(self, config: Config, resume: bool = False, allow_changes: bool = False, overwrite: bool = False) -> None:
         super().__init__(config, resume, allow_changes)
         try:
             self._make_ready(overwrite, resume)
         except OSError as error:
             raise UserError(f"output_dir: {self.path} cannot be written: {error.strerror}") from None
 
-    def _make_ready(self, overwrite, resume):
+    def _make_ready(self, overwrite: bool, resume: bool) -> None:
         metrics_path = self.path / "metrics.jsonl"
         earlier = traces(self.path)
         if earlier and not (overwrite or resume):
@@ -149,7 +151,7 @@ class RunFolder(NoFolder):
             for left_behind in folder.glob(f"{UNFINISHED}*"):  # by a run that was killed
                 shutil.rmtree(left_behind)
 
-    def _keep_others_out(self):
+    def _keep_others_out(self) -> None:
         """Hold the lock of metrics.jsonl for as long as the process lives."""
         try:  # a lock that worker processes do not inherit: those of a killed run keep nobody out
             fcntl.lockf(self._metrics, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -158,31 +160,31 @@ class RunFolder(NoFolder):
         except OSError:
             pass  # a file system without locks
 
-    def begin(self):
+    def begin(self) -> None:
         """From here on the folder is this configuration's."""
         if self.changes:
             (self.path / "summary.json").unlink(missing_ok=True)
         self._write_text("config.yaml", dump_config(self.config))
 
-    def log(self, event, **figures):
+    def log(self, event: str, **figures: Any) -> None:
         """Append one line to metrics.jsonl."""
         self._metrics.write((json.dumps({"event": event, **figures}) + "\n").encode())
         self._metrics.flush()
 
-    def metrics_length(self):
+    def metrics_length(self) -> int:
         """Bytes of metrics.jsonl, all of them on disk."""
         os.fsync(self._metrics.fileno())
         return self._metrics.tell()
 
-    def cut_metrics(self, length):
+    def cut_metrics(self, length: int) -> None:
         """Drop the lines that were logged after a checkpoint; a file that lost lines keeps what it has."""
         self._metrics.truncate(min(length, os.fstat(self._metrics.fileno()).st_size))
         self._metrics.seek(0, os.SEEK_END)
 
-    def finish(self, summary):
+    def finish(self, summary: Mapping[str, Any]) -> None:
         """Write summary.json: the run is complete."""
         self._write_text("summary.json", json.dumps(summary, indent=2) + "\n")
 
-    def _write_text(self, name, text):
+    def _write_text(self, name: str, text: str) -> None:
         with atomic_path(self.path / name) as temporary:
             temporary.write_text(text, encoding="utf-8")

@@ -2,8 +2,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Iterator, Optional
+from typing import TYPE_CHECKING, Any, Optional
 
 import mindspore as ms
 import numpy as np
@@ -13,6 +14,15 @@ from rpg_ms.errors import NotFinite, RunStopped, UserError
 from rpg_ms.tasks import TASKS
 from rpg_ms.training.checkpoint import Checkpoints, split_of
 
+if TYPE_CHECKING:
+    from mindspore import nn
+
+    from rpg_ms.cells import SparseTrainStep, Sparsified
+    from rpg_ms.config import Config
+    from rpg_ms.tasks.task import Task
+    from rpg_ms.training.distributed import World
+    from rpg_ms.training.run_folder import NoFolder
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -20,7 +30,7 @@ class Progress:
 
     Args:
         model, split: what is trained, and the keys that say which training images are held out.
-        total_steps, ranks: the run's length, and how many processes it has.
+        total_steps, world_size: the run's length, and how many processes it has.
         step, seconds: steps made and seconds spent on them.
         metrics_length: bytes of metrics.jsonl by then.
         figures: those of the last evaluation.
@@ -30,7 +40,7 @@ class Progress:
     model: str
     split: dict[str, Any]
     total_steps: int
-    ranks: int
+    world_size: int
     step: int = 0
     seconds: float = 0.0
     metrics_length: int = 0
@@ -46,22 +56,22 @@ class Session:
         config: `rpg_ms.config.Config`.
         task: what is trained for (`rpg_ms.tasks`).
         network: the masked network.
-        found: its `Sparsified`.
+        sparsified: its `Sparsified`.
         step_cell: SparseTrainStep around it.
         rates: learning rate of every step.
         folder: `RunFolder`, in the first process; `NoFolder` in the others.
-        ranks: `rpg_ms.training.distributed.Ranks`.
+        world: `rpg_ms.training.distributed.World`.
 
     Raises:
         UserError: the checkpoints are damaged, or of another number of steps or processes, or no update is left that
             could reach the target density.
     """
 
-    def __init__(self, config, task, network, found, step_cell, rates, folder, ranks):
-        self.config, self.task, self.network, self.found = config, task, network, found
-        self.step_cell, self.rates, self.folder, self.ranks = step_cell, rates, folder, ranks
+    def __init__(self, config: Config, task: Task, network: nn.Cell, sparsified: Sparsified, step_cell: SparseTrainStep, rates: Sequence[float], folder: NoFolder, world: World) -> None:
+        self.config, self.task, self.network, self.sparsified = config, task, network, sparsified
+        self.step_cell, self.rates, self.folder, self.world = step_cell, rates, folder, world
         self.total = len(rates)
-        self.checkpoints = Checkpoints(folder.path, config.checkpoint.keep, ranks)
+        self.checkpoints = Checkpoints(folder.path, config.checkpoint.keep, world)
         self.bar: Optional[tqdm] = None
         self._losses: list[tuple[int, ms.Tensor]] = []  # not looked at yet: looking makes the host wait for the device
         self._loss: Optional[ms.Tensor] = None
@@ -83,11 +93,12 @@ class Session:
     # -------------------------------------------------------------------------------------- from a checkpoint
 
     def _restore(self) -> Progress:
-        fresh = Progress(self.config.model.name, split_of(self.config), self.total, self.ranks.size)
-        state = self.checkpoints.restore(self.network, self.step_cell, tqdm.write)
+        fresh = Progress(self.config.model.name, split_of(self.config), self.total, self.world.size)
+        names = [one.name for one in fields(Progress)]
+        state = self.checkpoints.restore(self.network, self.step_cell, tqdm.write, names)
         progress = fresh
         if state is not None:
-            progress = Progress(**{one.name: state[one.name] for one in fields(Progress)})
+            progress = Progress(**{name: state[name] for name in names})
             if not self.folder.allow_changes:
                 self._check_same_run(progress)
         if self.step > self.total:
@@ -96,12 +107,13 @@ class Session:
             self._check_target_in_reach()
         if self.folder.changes:  # a best checkpoint of another configuration, perhaps at another density
             progress = replace(progress, best=None, best_step=None)
-        self.ranks.check_same(self.step, f"{self.folder.path}: the ranks go on after different steps")
-        self.ranks.check_equal(self.network, self.step)
-        return replace(progress, total_steps=self.total, ranks=self.ranks.size, split=fresh.split)
+        self.world.check_same(self.step, f"{self.folder.path}: the ranks go on after different steps")
+        self.world.check_equal(self.network, self.step)
+        return replace(progress, total_steps=self.total, world_size=self.world.size, split=fresh.split)
 
     def _check_same_run(self, earlier: Progress) -> None:
-        for what, was, now in (("ranks", earlier.ranks, self.ranks.size), ("steps in all", earlier.total_steps, self.total)):
+        for what, was, now in (("ranks", earlier.world_size, self.world.size),
+                               ("steps in all", earlier.total_steps, self.total)):
             if was != now:
                 raise UserError(f"the run began with {was} {what}, now it would have {now}, which changes the "
                                 "result; --allow_changes goes on all the same")
@@ -111,10 +123,10 @@ class Session:
         pruner = self.step_cell.pruner
         if not pruner.method.prunes or pruner.reaches_target_after(self.step):
             return
-        target = pruner.target(self.found.prunable)
-        if self.found.nonzero != target:
+        target = pruner.target(self.sparsified.prunable)
+        if self.sparsified.nonzero != target:
             raise UserError(f"pruning.density: {self.config.pruning.density} keeps {target} weights; the run has "
-                            f"{self.found.nonzero} after step {self.step}, and no topology update is left to change that")
+                            f"{self.sparsified.nonzero} after step {self.step}, and no topology update is left to change that")
 
     # ------------------------------------------------------------------------------------------ steps
 
@@ -142,12 +154,12 @@ class Session:
     def log_topology(self) -> None:
         """Log the topology update just made; the processes must agree on it."""
         self.check_losses()
-        self.folder.log("topology", **vars(self.step_cell.record), digest=self.ranks.check_equal(self.network, self.step))
+        self.folder.log("topology", **vars(self.step_cell.record), digest=self.world.check_equal(self.network, self.step))
 
     def log_loss(self) -> None:
         """Log the last step's loss, the mean over the processes."""
         self.check_losses()
-        loss = float(self.ranks.gather(np.atleast_1d(self._loss.asnumpy())[-1]).mean())
+        loss = float(self.world.gather(np.atleast_1d(self._loss.asnumpy())[-1]).mean())
         self.folder.log("train", step=self.step, epoch=self.step / self.task.steps_per_epoch, loss=loss,
                         lr=self.rates[self.step - 1])
         self.bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
@@ -155,7 +167,7 @@ class Session:
     def evaluate(self) -> None:
         """Measure the task's figures, also of the averaged weights, whose names end with "_ema"."""
         average = self.step_cell.average
-        self.ranks.average_statistics(self.network, average)
+        self.world.average_statistics(self.network, average)
         figures = self.task.evaluate(self.network)
         if average is not None:
             with average.in_place():
@@ -164,7 +176,7 @@ class Session:
         epoch = self.step // self.task.steps_per_epoch
         self.folder.log("evaluation", step=self.step, epoch=epoch, **figures, **self._counts())
         shown = "  ".join(f"{name} {value:.2f}" for name, value in figures.items())
-        tqdm.write(f"epoch {epoch}/{self.config.train.epochs}  density {self.found.density:.4f}  {shown}")
+        tqdm.write(f"epoch {epoch}/{self.config.train.epochs}  density {self.sparsified.density:.4f}  {shown}")
         self.progress = replace(self.progress, figures=figures)
         figure, best = figures[TASKS[self.config.task].figure.name], self.progress.best
         if self.step_cell.pruner.at_target(self.step) and (best is None or figure > best):
@@ -174,7 +186,7 @@ class Session:
     def save_checkpoint(self) -> None:
         """Write a checkpoint of this step."""
         self.check_losses()
-        self.ranks.average_statistics(self.network, self.step_cell.average)
+        self.world.average_statistics(self.network, self.step_cell.average)
         progress = replace(self.progress, step=self.step, seconds=round(time.monotonic() - self._started, 1),
                            metrics_length=self.folder.metrics_length())
         self.checkpoints.save(self.network, self.step_cell, asdict(progress), self._is_best)
@@ -184,13 +196,13 @@ class Session:
         """Write a checkpoint, unless there is one of this step, and raise RunStopped."""
         if self.progress.step != self.step:
             self.save_checkpoint()
-        self.ranks.meet()  # the launcher ends all processes when the first of them leaves
+        self.world.barrier()  # the launcher ends all processes when the first of them leaves
         raise RunStopped(f"stopped by {by} after step {self.step} of {self.total}; {self.last_good()}; "
                          f"--resume {self.folder.path} goes on", status)
 
     def finish(self) -> dict[str, Any]:
         """Write the summary of the finished run and return it."""
-        summary = {**self.progress.figures, **self._counts(), "rank": self.found.rank, "steps": self.progress.step,
+        summary = {**self.progress.figures, **self._counts(), "rank": self.sparsified.mean_rank(), "steps": self.progress.step,
                    "seconds": self.progress.seconds}
         self.folder.finish(summary)
         return summary
@@ -202,4 +214,4 @@ class Session:
         return f"the last good checkpoint is {self.checkpoints.last}, of step {self.progress.step}"
 
     def _counts(self) -> dict[str, Any]:
-        return {"density": self.found.density, "nonzero": self.found.nonzero, "prunable": self.found.prunable}
+        return {"density": self.sparsified.density, "nonzero": self.sparsified.nonzero, "prunable": self.sparsified.prunable}

@@ -2,8 +2,11 @@
 from __future__ import annotations
 
 import logging
+import os
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import TYPE_CHECKING, Optional, Union
 
 import mindspore as ms
 import numpy as np
@@ -14,8 +17,11 @@ from safetensors.numpy import save_file
 from rpg_ms.cells.masked import set_topology
 from rpg_ms.errors import UserError, one_line
 from rpg_ms.files import atomic_path
-from rpg_ms.weights.files import COUNTERS, read_file, shorten
+from rpg_ms.weights.files import COUNTERS, Contents, read_file, shorten
 from rpg_ms.weights.names import MASK, all_names, find_names, namings, pytorch_names, without_wrappers
+
+if TYPE_CHECKING:
+    from rpg_ms.cells import MaskedLayer, Sparsified
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
 CONV_1D = (nn.Conv1d, nn.Conv1dTranspose)  # MindSpore keeps a height of 1 in their weights
@@ -24,7 +30,7 @@ LARGER = 4  # times the network, and 2^24 weights: what a packed file may unpack
 _log = logging.getLogger(__name__)
 
 
-def to_pytorch(network):
+def to_pytorch(network: nn.Cell) -> dict[str, np.ndarray]:
     """The network's weights as `{name: array}`, PyTorch's names and shapes, what has two names under both; masks are
     left out.
     """
@@ -44,7 +50,7 @@ def to_pytorch(network):
     return {**weights, **counters}
 
 
-def write_weights(path, network):
+def write_weights(path: Union[str, os.PathLike], network: nn.Cell) -> None:
     """Write a network's weights without masks: a MindSpore checkpoint if `path` ends with .ckpt, and if it
     ends with .safetensors a file under PyTorch's names for `safetensors.torch.load_file`.
 
@@ -68,7 +74,7 @@ def write_weights(path, network):
         raise UserError(f"{path}: cannot be written: {one_line(str(error))}") from None
 
 
-def load_weights(path, network, found, allow=(), entry=None, prefix=None, keys=None):
+def load_weights(path: Union[str, os.PathLike], network: nn.Cell, sparsified: Sparsified, allow: Sequence[str] = (), entry: Optional[str] = None, prefix: Optional[str] = None, keys: Optional[str] = None) -> None:
     """Load a file into a network; every tensor of both is used, unless the difference is allowed.
 
     A file that carries masks (a checkpoint of this package, or a network of torch.nn.utils.prune) sets them. Otherwise
@@ -82,7 +88,7 @@ def load_weights(path, network, found, allow=(), entry=None, prefix=None, keys=N
         path: file, as `read_weights` takes it; its names are MindSpore's or PyTorch's, whichever fit better, with or
             without those of PyTorch's wrappers and a prefix, which is looked for.
         network: the network, not compiled yet.
-        found: its `Sparsified`.
+        sparsified: its `Sparsified`.
         allow: patterns with shell wildcards for the names, on either side, of what may be unused, missing or
             of another shape; the network keeps its own values there.
         entry: see `read_weights`.
@@ -98,23 +104,23 @@ def load_weights(path, network, found, allow=(), entry=None, prefix=None, keys=N
     if not contents.weights:
         raise UserError(f"{path}: holds no weights")
     tensors, ours = _matched(path, contents, network, prefix, keys)
-    values = _values(path, network, found, tensors, ours)
+    values = _values(path, network, sparsified, tensors, ours)
     fitting = {name: value for name, value in values.items() if value.shape == parameters[name].shape}
-    _refuse_misfits(path, network, found, contents, tensors, ours, values, allow, keys)
+    _refuse_misfits(path, network, sparsified, contents, tensors, ours, values, allow, keys)
     for name, value in fitting.items():
         _set_parameter(path, parameters[name], value)
-    _set_masks([layer for layer in found.layers if layer.weight.name in fitting], fitting)
-    random = [layer.weight.name for layer in found.layers if layer.weight.name not in fitting]
+    _set_masks([layer for layer in sparsified.layers if layer.weight.name in fitting], fitting)
+    random = [layer.weight.name for layer in sparsified.layers if layer.weight.name not in fitting]
     if random:
         _log.warning("%s: as %s has it, %d of the %d weights to prune are not set and stay random: %s", path,
-                     _key(keys, "allow"), len(random), len(found.layers), shorten(random))
+                     _key(keys, "allow"), len(random), len(sparsified.layers), shorten(random))
 
 
-def _key(keys, name):
+def _key(keys: Optional[str], name: str) -> str:
     return (keys or "rpg-ms convert --{}").format(name)
 
 
-def _matched(path, contents, network, prefix, keys):
+def _matched(path: Union[str, os.PathLike], contents: Contents, network: nn.Cell, prefix: Optional[str], keys: Optional[str]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """The tensors in a file that have to find their place, and `{name: Parameter's name}` of those that do."""
     tensors, used = _unpruned(path, contents.weights)
     if prefix is not None:
@@ -137,7 +143,7 @@ def _matched(path, contents, network, prefix, keys):
             if name in ours or name not in used and id(value) not in arrays}, ours
 
 
-def _unpruned(path, tensors):
+def _unpruned(path: Union[str, os.PathLike], tensors: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], set[str]]:
     """The tensors of a network of torch.nn.utils.prune as they count, and the masks that were multiplied in.
 
     It keeps `weight_orig` and `weight_mask` in the place of `weight`, and the same for other Parameters.
@@ -155,7 +161,7 @@ def _unpruned(path, tensors):
     return whole, masks
 
 
-def _values(path, network, found, tensors, ours):
+def _values(path: Union[str, os.PathLike], network: nn.Cell, sparsified: Sparsified, tensors: Mapping[str, np.ndarray], ours: Mapping[str, str]) -> dict[str, np.ndarray]:
     """`{Parameter's name: array}` as the network has them: masks bool, 1-D convolutions with a height of 1."""
     values, names = {}, {}
     for name, own in ours.items():
@@ -167,19 +173,19 @@ def _values(path, network, found, tensors, ours):
             for name in (cell.weight.name, f"{cell.weight.name}_mask"):
                 if np.ndim(values.get(name)) == 3:
                     values[name] = values[name][:, :, None]
-    for mask in [layer.mask.name for layer in found.layers if layer.mask.name in values]:
+    for mask in [layer.mask.name for layer in sparsified.layers if layer.mask.name in values]:
         if values[mask].dtype != np.bool_ and not np.isin(values[mask], (0, 1)).all():
             raise UserError(f"{path}: {names[mask]} holds more than zeros and ones")
         values[mask] = values[mask].astype(np.bool_, copy=False)
     return values
 
 
-def _refuse_misfits(path, network, found, contents, tensors, ours, values, allow, keys):
+def _refuse_misfits(path: Union[str, os.PathLike], network: nn.Cell, sparsified: Sparsified, contents: Contents, tensors: Mapping[str, np.ndarray], ours: Mapping[str, str], values: Mapping[str, np.ndarray], allow: Sequence[str], keys: Optional[str]) -> None:
     """Refuse what is missing, unused or of another shape, unless a pattern of `allow` matches one of its names."""
-    pytorch, optional = pytorch_names(network), {layer.mask.name for layer in found.layers}
+    pytorch, optional = pytorch_names(network), {layer.mask.name for layer in sparsified.layers}
     shapes = {parameter.name: parameter.shape for parameter in network.get_parameters()}
 
-    def refused(*names):
+    def refused(*names: str) -> bool:
         return not any(fnmatchcase(name, pattern) for pattern in allow for name in names)
 
     problems = {
@@ -198,7 +204,7 @@ def _refuse_misfits(path, network, found, contents, tensors, ours, values, allow
         raise UserError(f"{path} does not fit the network: {listed}{hint}")
 
 
-def _set_parameter(path, parameter, value):
+def _set_parameter(path: Union[str, os.PathLike], parameter: ms.Parameter, value: np.ndarray) -> None:
     if (value.dtype.kind == "f") != parameter.is_floating_point():
         raise UserError(f"{path}: {parameter.name} is {value.dtype} in the file, {parameter.dtype} in the network")
     tensor = ms.Tensor(np.asarray(value, order="C"), parameter.dtype)
@@ -207,7 +213,7 @@ def _set_parameter(path, parameter, value):
     parameter.set_data(tensor)
 
 
-def _set_masks(layers, values):
+def _set_masks(layers: Sequence[MaskedLayer], values: Mapping[str, np.ndarray]) -> None:
     """The masks of `layers` from the masks in a file, else from its zeros."""
     zeros = sum(int(np.count_nonzero(values[layer.weight.name] == 0)) for layer in layers)
     with_masks = any(layer.mask.name in values for layer in layers)

@@ -4,9 +4,12 @@ by name.
 from __future__ import annotations
 
 import binascii
+import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Optional, Union
 
 import mindspore as ms
 import numpy as np
@@ -41,11 +44,11 @@ class Contents:
     MindSpore wrote it as a checkpoint.
     """
 
-    weights: dict
-    unread: dict = field(default_factory=dict)
+    weights: dict[str, np.ndarray]
+    unread: dict[str, str] = field(default_factory=dict)
     mindspore: bool = False
 
-    def beside(self, name):
+    def beside(self, name: str) -> bool:
         """Whether one of the weights is no network's, but an optimizer's or a counter, by its name."""
         slot = SLOTS.fullmatch(name)
         if self.mindspore and "." not in name and name in self.weights and self.weights[name].size <= 1:
@@ -53,7 +56,7 @@ class Contents:
         return bool(slot and slot[1] in self.weights or STEPS.fullmatch(name))
 
 
-def read_weights(path, entry=None, largest=packed.LARGEST):
+def read_weights(path: Union[str, os.PathLike], entry: Optional[str] = None, largest: int = packed.LARGEST) -> dict[str, np.ndarray]:
     """The network in a file, as `{name: array}` in the file's order and under the file's names.
 
     Args:
@@ -71,7 +74,7 @@ def read_weights(path, entry=None, largest=packed.LARGEST):
     return read_file(path, entry, largest).weights
 
 
-def read_file(path, entry=None, largest=packed.LARGEST, entry_key="rpg-ms convert --entry"):
+def read_file(path: Union[str, os.PathLike], entry: Optional[str] = None, largest: int = packed.LARGEST, entry_key: str = "rpg-ms convert --entry") -> Contents:
     """`Contents` of a file; see `read_weights`. `entry_key` is where the user names an entry, for the message."""
     path = Path(path)
     if not path.is_file():
@@ -93,7 +96,7 @@ def read_file(path, entry=None, largest=packed.LARGEST, entry_key="rpg-ms conver
     return contents
 
 
-def _refuse_no_weights(path, head):
+def _refuse_no_weights(path: Path, head: bytes) -> None:
     """Say what a file is that often stands where weights should."""
     text = head.lstrip().lower()
     if not head:
@@ -104,7 +107,7 @@ def _refuse_no_weights(path, head):
         raise UserError(f"{path}: a web page, not weights; what was downloaded is not the file itself")
 
 
-def _read_state_dict(path, entry, entry_key):
+def _read_state_dict(path: Path, entry: Optional[str], entry_key: str) -> Contents:
     content = read_pytorch(path)
     if isinstance(content, StandIn):
         raise UserError(f"{path}: holds a {content!r}, neither weights by name nor a module, and its code is not run")
@@ -129,7 +132,7 @@ def _read_state_dict(path, entry, entry_key):
                               if isinstance(name, str) and isinstance(value, StandIn)})
 
 
-def _entry(content, path):
+def _entry(content: Any, path: str) -> Any:
     """What a dict holds under a name, or under "a.b" in an entry of its own; names may have dots. None: nothing."""
     if not isinstance(content, dict):
         return None
@@ -138,7 +141,7 @@ def _entry(content, path):
                                    if found is not None), None))
 
 
-def _entries(content):
+def _entries(content: dict[Any, Any]) -> list[str]:
     """The paths of all entries that hold arrays by name."""
     found, todo, seen = [], [("", content)], {id(content)}
     for path, entry in todo:
@@ -154,7 +157,7 @@ def _entries(content):
     return found
 
 
-def _read_safetensors(path, largest):
+def _read_safetensors(path: Path, largest: int) -> dict[str, np.ndarray]:
     if packed.is_packed(path):
         return packed.read_packed(path, largest)[1]
     try:
@@ -168,7 +171,7 @@ def _read_safetensors(path, largest):
         raise UserError(f"{path}: not a safetensors file, or damaged: {one_line(str(error))}") from None
 
 
-def has_checksum(path, content):
+def has_checksum(path: Path, content: bytes) -> bool:
     """Whether a file's content ends with MindSpore's CRC-32 of what comes before; UserError if that is wrong."""
     if content[-17:-10] != b"crc_num":
         return False
@@ -177,7 +180,7 @@ def has_checksum(path, content):
     return True
 
 
-def _read_mindspore(path):
+def _read_mindspore(path: Path) -> dict[str, np.ndarray]:
     content = path.read_bytes()
     has_checksum(path, content)
     try:
@@ -194,7 +197,7 @@ def _read_mindspore(path):
             if isinstance(value, ms.Tensor) and ":" not in name}  # with a colon: the state of a training run
 
 
-def shorten(names, most=6):
+def shorten(names: Iterable[Any], most: int = 6) -> str:
     """The first few of `names`, and how many more there are, as text."""
     names = [str(name) for name in names]
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

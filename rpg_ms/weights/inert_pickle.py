@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import pickle
 from collections import namedtuple
+from collections.abc import Iterable, Sequence
 from struct import unpack
+from typing import Any, BinaryIO, NoReturn, Optional, Union
 
 DTYPES = {"Double": "<f8", "Float": "<f4", "Half": "<f2", "BFloat16": "bfloat16", "Long": "<i8", "Int": "<i4",
           "Short": "<i2", "Char": "<i1", "Byte": "<u1", "Bool": "<b1", "ComplexFloat": "<c8", "ComplexDouble": "<c16",
@@ -29,14 +31,14 @@ class StandIn:
 
     __slots__ = ("name", "args", "state", "entries")
 
-    def __init__(self, name, args=None):
+    def __init__(self, name: str, args: Optional[tuple] = None) -> None:
         self.name, self.args, self.state, self.entries = name, args, None, None
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return self.name[:100]
 
 
-def _rebuild_tensor(storage, offset, shape, strides, *_):
+def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Union[Tensor, StandIn]:
     if isinstance(storage, StandIn):  # of a type that is not known here
         return storage
     sides = all(type(part) in (tuple, list) and len(part) <= MOST_SIDES for part in (shape, strides))
@@ -45,19 +47,19 @@ def _rebuild_tensor(storage, offset, shape, strides, *_):
     return Tensor(storage, offset, tuple(shape), tuple(strides))
 
 
-def _first(data, *_):
+def _first(data: Any, *_: Any) -> Any:
     return data
 
 
-def _rebuild_from_type(function, _, args, *__):
+def _rebuild_from_type(function: Any, _: Any, args: Any, *__: Any) -> Any:
     return _made(function, args)
 
 
-def _ordered_dict(items=()):
+def _ordered_dict(items: Any = ()) -> dict[Any, Any]:
     return _put({}, [part for key, value in items for part in (key, value)])
 
 
-def _reconstructor(kind, *_):
+def _reconstructor(kind: Any, *_: Any) -> StandIn:
     return StandIn(_name(kind), ())
 
 
@@ -77,17 +79,17 @@ FUNCTIONS = {
 }
 
 
-def _name(function):
+def _name(function: Any) -> str:
     return function.name if isinstance(function, StandIn) and function.args is None else "an object"
 
 
-def _made(function, args):
+def _made(function: Any, args: Any) -> Any:
     """What a call of a function or class stands for."""
     name, args = _name(function), args if type(args) is tuple else ()
     return FUNCTIONS[name](*args) if name in FUNCTIONS else StandIn(name, args)
 
 
-def _put(target, items):
+def _put(target: dict[Any, Any], items: Sequence[Any]) -> dict[Any, Any]:
     """Keys and values, by turns, into a dict. Only texts are hashed: to hash a deep tuple can end the process."""
     for key, value in zip(items[::2], items[1::2]):
         target[key if type(key) is str else StandIn("a key", ())] = value
@@ -106,17 +108,17 @@ class InertUnpickler(pickle._Unpickler):  # the one in Python, in which every op
 
     dispatch = dict(pickle._Unpickler.dispatch)
 
-    def __init__(self, file):
+    def __init__(self, file: BinaryIO) -> None:
         super().__init__(file, encoding="latin1")  # of Python 2's strings, NumPy's values among them
         self.storages = {}
 
-    def find_class(self, module, name):
+    def find_class(self, module: str, name: str) -> StandIn:
         return StandIn(f"{module}.{name}")
 
-    def get_extension(self, code):
+    def get_extension(self, code: int) -> NoReturn:
         raise pickle.UnpicklingError("a registered extension")
 
-    def persistent_load(self, pid):
+    def persistent_load(self, pid: Any) -> Any:
         if len(pid) == 4 and pid[0] == "module":  # a class with its source text, in whole modules before 1.6
             return pid[1]
         kind, dtype, key, _, size, *view = pid
@@ -128,23 +130,23 @@ class InertUnpickler(pickle._Unpickler):  # the one in Python, in which every op
             return StandIn(dtype.name, ())
         return self.storages.setdefault(key, Storage(STORAGES[dtype.name], key, size))
 
-    def _instantiate(self, kind, args):  # INST and OBJ
+    def _instantiate(self, kind: Any, args: Iterable[Any]) -> None:  # INST and OBJ
         self.append(_made(kind, tuple(args)))
 
-    def _reduce(self):
+    def _reduce(self) -> None:
         args, function = self.stack.pop(), self.stack.pop()
         self.append(_made(function, args))
 
-    def _new_object_ex(self):
+    def _new_object_ex(self) -> None:
         self.stack.pop()  # arguments by name
         self._reduce()
 
-    def _build(self):
+    def _build(self) -> None:
         state, target = self.stack.pop(), self.stack[-1]
         if isinstance(target, StandIn) and target.args is not None:
             target.state = state
 
-    def _set_items(self, items):
+    def _set_items(self, items: Sequence[Any]) -> None:
         target = self.stack[-1]
         if isinstance(target, StandIn):
             target.entries = _put(target.entries or {}, items)
@@ -153,32 +155,32 @@ class InertUnpickler(pickle._Unpickler):  # the one in Python, in which every op
         else:
             raise pickle.UnpicklingError("entries of what has none")
 
-    def _set_item(self):
+    def _set_item(self) -> None:
         value, key = self.stack.pop(), self.stack.pop()
         self._set_items([key, value])
 
-    def _extend(self, items):
+    def _extend(self, items: Sequence[Any]) -> None:
         target = self.stack[-1]
         if type(target) is list:
             target.extend(items)
         elif not isinstance(target, StandIn):
             raise pickle.UnpicklingError("items of what has none")
 
-    def _add_items(self):
+    def _add_items(self) -> None:
         items, target = self.pop_mark(), self.stack[-1]
         if not isinstance(target, StandIn) or not target.args:
             raise pickle.UnpicklingError("items of what is no set")
         target.args[0].extend(items)
 
-    def _dict(self):
+    def _dict(self) -> None:
         items = self.pop_mark()  # which changes what `append` appends to
         self.append(_put({}, items))
 
-    def _frozen_set(self):
+    def _frozen_set(self) -> None:
         items = self.pop_mark()
         self.append(StandIn("builtins.frozenset", (items,)))
 
-    def _byte_array(self):
+    def _byte_array(self) -> None:
         content = self.read(unpack("<Q", self.read(8))[0])
         self.append(content)
 

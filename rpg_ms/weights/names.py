@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Optional
 
 from mindcv.models.mobilenetv2 import MobileNetV2
 from mindcv.models.resnet import ResNet
@@ -25,7 +27,7 @@ MASK = "weight_mask"
 WRAPPERS = re.compile(r"(^|\.)(?:(?:module|_orig_mod|_fsdp_wrapped_module|_fpw_module|_checkpoint_wrapped_module)\.)+")
 
 
-def _torchvision_mobilenet_v2(name):
+def _torchvision_mobilenet_v2(name: str) -> str:
     """torchvision makes one module of convolution, norm and activation where mindcv makes three layers."""
     if not name.startswith("features."):
         return name
@@ -46,14 +48,14 @@ FAMILIES = (
 )
 
 
-def pytorch_names(network):
+def pytorch_names(network: nn.Cell) -> dict[str, str]:
     """`{name: PyTorch's name}` of every Parameter of a network but its masks: torchvision's for ResNet, VGG and
     MobileNet-v2, timm's for vision transformers, and otherwise what follows from the layers.
     """
     return {name: places[0][1] for name, places in all_names(network).items()}
 
 
-def all_names(network):
+def all_names(network: nn.Cell) -> dict[str, list[tuple[str, str]]]:
     """`{Parameter's name: [(name, PyTorch's name), ...]}` but for masks.
 
     There is one pair for every place at which a Parameter stands, first that of its own name: a layer that is used
@@ -75,7 +77,7 @@ def all_names(network):
     return names
 
 
-def _cells(prefix, cell, above):
+def _cells(prefix: str, cell: nn.Cell, above: tuple[nn.Cell, ...]) -> Iterator[tuple[str, nn.Cell]]:
     """Every cell at every place, `(its name and a dot, cell)`; MindSpore's own walk passes each cell once."""
     yield prefix, cell
     for name, part in cell._cells.items():
@@ -83,7 +85,7 @@ def _cells(prefix, cell, above):
             yield from _cells(f"{prefix}{name}.", part, (*above, cell))
 
 
-def namings(network):
+def namings(network: nn.Cell) -> list[dict[str, str]]:
     """What the names in a file can be: a list of `{name in a file: Parameter's name}`."""
     masks = {parameter.name for parameter in network.get_parameters() if parameter.name.endswith(MASK)}
     here, pytorch = {name: name for name in masks}, {}
@@ -95,12 +97,12 @@ def namings(network):
     return [here, pytorch, getattr(network, "former_names", {})]
 
 
-def without_wrappers(name):
+def without_wrappers(name: str) -> str:
     """A name without what PyTorch's wrappers put into it."""
     return WRAPPERS.sub(r"\1", name)
 
 
-def find_names(names, known, prefix=None):
+def find_names(names: Collection[str], known: Iterable[Mapping[str, str]], prefix: Optional[str] = None) -> dict[str, dict[str, str]]:
     """Which Parameters the names in a file are.
 
     Names are compared without wrappers and without the prefix under which most of them fit.
@@ -128,7 +130,7 @@ def find_names(names, known, prefix=None):
     return best
 
 
-def _best_starts(names, known):
+def _best_starts(names: Iterable[str], known: Mapping[str, str]) -> list[str]:
     """The prefixes under which the most names are known, the shortest first; the empty one has no rivals."""
     under = Counter()
     for name in names:

@@ -18,8 +18,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Iterator, Mapping
 from os import PathLike
-from typing import Any, Callable, Dict, Iterator, List, Literal, Mapping, Optional, Tuple, TypeVar, Union
+from typing import Any, Callable, Literal, Optional, TypeVar, Union
 
 import numpy as np
 import safetensors
@@ -39,7 +40,7 @@ LARGEST_TABLE = 2 ** 22  # bytes
 LARGEST_HEADER = 10 ** 8  # bytes; the limit of safetensors itself
 NO_DIGEST = "0" * 64
 
-Arrays = Dict[str, np.ndarray]
+Arrays = dict[str, np.ndarray]
 _T = TypeVar("_T")
 
 
@@ -85,7 +86,7 @@ class PrunedTensor(_Strict):
     """A weight with a mask; `weight_dtype` is the network's, whatever its values are stored as."""
 
     name: str
-    shape: List[int] = Field(min_length=1)
+    shape: list[int] = Field(min_length=1)
     weight_dtype: Literal["float32", "float16"] = "float32"
 
 
@@ -93,7 +94,7 @@ class RestTensor(_Strict):
     """Any other parameter."""
 
     name: str
-    shape: List[int]
+    shape: list[int]
     dtype: Literal["float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint8", "bool"]
 
     @property
@@ -102,7 +103,7 @@ class RestTensor(_Strict):
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
-_TABLE = TypeAdapter(List[Union[PrunedTensor, RestTensor]])
+_TABLE = TypeAdapter(list[Union[PrunedTensor, RestTensor]])
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -111,7 +112,7 @@ _TABLE = TypeAdapter(List[Union[PrunedTensor, RestTensor]])
 
 
 def _encode_values(values: np.ndarray, channels: np.ndarray, channel_count: int,
-                   value_type: str) -> Tuple[np.ndarray, np.ndarray]:
+                   value_type: str) -> tuple[np.ndarray, np.ndarray]:
     """float32 `[count]` as `value_type`, and the channels' exponents, uint8 `[channel_count]` or none."""
     if value_type != "int8":
         with np.errstate(over="ignore"):  # what float16 cannot hold becomes infinite, which is refused
@@ -154,7 +155,7 @@ def pack(arrays: Mapping[str, np.ndarray], value_type: str, about: Mapping[str, 
         ValueError: what the format cannot hold; also weights that are not finite, or not in `value_type`.
     """
     masks = {name + MASK for name in arrays if name + MASK in arrays}
-    table: List[Dict[str, Any]] = []
+    table: list[dict[str, Any]] = []
     kept, values, exponents, rest = [], [], [], []
     for name, array in arrays.items():
         if name in masks:
@@ -191,7 +192,7 @@ def pack(arrays: Mapping[str, np.ndarray], value_type: str, about: Mapping[str, 
     return content.replace(NO_DIGEST.encode(), hashlib.sha256(content).hexdigest().encode(), 1)
 
 
-def _joined(arrays: List[np.ndarray], dtype: Any) -> np.ndarray:
+def _joined(arrays: list[np.ndarray], dtype: Any) -> np.ndarray:
     return np.concatenate([np.zeros(0, dtype), *arrays])
 
 
@@ -210,7 +211,7 @@ def read_header(path: Union[str, PathLike]) -> Header:
     return _parse_header(_read_json_header(path))
 
 
-def read_packed(path: Union[str, PathLike], largest: int = LARGEST) -> Tuple[Header, Arrays]:
+def read_packed(path: Union[str, PathLike], largest: int = LARGEST) -> tuple[Header, Arrays]:
     """`unpack` of a file.
 
     Raises:
@@ -225,7 +226,7 @@ def read_packed(path: Union[str, PathLike], largest: int = LARGEST) -> Tuple[Hea
         raise UserError(f"{path}: a packed network that cannot be used: {one_line(str(error))}") from None
 
 
-def unpack(content: bytes, largest: int = LARGEST) -> Tuple[Header, Arrays]:
+def unpack(content: bytes, largest: int = LARGEST) -> tuple[Header, Arrays]:
     """The parameters in a packed file: `(Header, {name: array})`, masks included, as `pack` took them.
 
     Nothing is allocated for what the content only announces until it has been found to be what was written.
@@ -261,8 +262,8 @@ def unpack(content: bytes, largest: int = LARGEST) -> Tuple[Header, Arrays]:
     return header, arrays
 
 
-def _unpack_pruned(header: Header, entries: List[PrunedTensor],
-                   tensors: Mapping[str, Any]) -> Iterator[Tuple[np.ndarray, np.ndarray]]:
+def _unpack_pruned(header: Header, entries: list[PrunedTensor],
+                   tensors: Mapping[str, Any]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Of each pruned tensor the weight and the mask, bool, both flat."""
     positions = decode_positions(tensors["positions"]["data"], header.nonzero, header.prunable)
     values = np.frombuffer(tensors["values"]["data"], np.dtype(header.value_type).newbyteorder("<"))
@@ -309,7 +310,7 @@ def _check_tensors(header: Header, tensors: Mapping[str, Any]) -> None:
         raise ValueError(f"it does not hold {', '.join(f'{name} ({kind})' for name, kind in kinds.items())}")
 
 
-def _check_sizes(header: Header, table: List[Union[PrunedTensor, RestTensor]], tensors: Mapping[str, Any],
+def _check_sizes(header: Header, table: list[Union[PrunedTensor, RestTensor]], tensors: Mapping[str, Any],
                  largest: int) -> None:
     """Refuse a table and a header whose numbers are not those of the tensors and the reader."""
     pruned = [entry for entry in table if isinstance(entry, PrunedTensor)]

@@ -6,14 +6,16 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import pickle
 import re
 import zipfile
+from typing import Any, BinaryIO, Callable, Optional, Union
 
 import numpy as np
 
 from rpg_ms.errors import UserError, one_line
-from rpg_ms.weights.inert_pickle import InertUnpickler, StandIn, Tensor
+from rpg_ms.weights.inert_pickle import InertUnpickler, StandIn, Storage, Tensor
 
 LEGACY_MAGIC = 0x1950a86a20f9469cfc6c
 LEGACY_PROTOCOL = 1001
@@ -22,12 +24,12 @@ LONGEST = 2 * 10 ** 6  # characters of all the names in a pickled module
 MODULE_PARTS = ("_parameters", "_buffers", "_modules")
 
 
-def is_pytorch(head):
+def is_pytorch(head: bytes) -> bool:
     """Whether a file that begins with these bytes is one of PyTorch's, or at least a pickle or zip archive."""
     return head[:4] == b"PK\x03\x04" or head[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
-def read_pytorch(path):
+def read_pytorch(path: Union[str, os.PathLike]) -> Any:
     """The content of a file written by `torch.save`.
 
     Returns:
@@ -48,7 +50,7 @@ def read_pytorch(path):
         raise UserError(f"{path}: not a PyTorch file that can be read safely, or damaged: {text}") from None
 
 
-def to_array(content, dtype):
+def to_array(content: bytes, dtype: str) -> np.ndarray:
     """Bytes as a flat array of `dtype` (NumPy's name, or "bfloat16", which becomes float32)."""
     if dtype != "bfloat16":
         return np.frombuffer(content, dtype)
@@ -56,7 +58,7 @@ def to_array(content, dtype):
     return (np.frombuffer(content, "<u2").astype(np.uint32) << 16).view(np.float32)
 
 
-def _item_size(dtype):
+def _item_size(dtype: str) -> int:
     return 2 if dtype == "bfloat16" else np.dtype(dtype).itemsize
 
 
@@ -65,7 +67,7 @@ def _item_size(dtype):
 # ----------------------------------------------------------------------------------------------------
 
 
-def _read_zip(file):
+def _read_zip(file: BinaryIO) -> Any:
     size = file.seek(0, io.SEEK_END)
     with zipfile.ZipFile(file) as archive:
         entries = {entry.filename: entry for entry in archive.infolist()}
@@ -83,14 +85,14 @@ def _read_zip(file):
         content = InertUnpickler(io.BytesIO(archive.read(root + "data.pkl"))).load()
         cache = {}
 
-        def values(storage):
+        def values(storage: Storage) -> np.ndarray:
             if storage.key not in cache:
                 cache[storage.key] = to_array(archive.read(f"{root}data/{storage.key}"), storage.dtype)
             return cache[storage.key]
         return _Resolver(values, LARGER * size).resolved(content)
 
 
-def _read_legacy(file):
+def _read_legacy(file: BinaryIO) -> Any:
     """Before PyTorch 1.6: four pickles, the list of storage keys, then each storage's size and values."""
     file = io.BytesIO(file.read())  # which gives no more than there is, whatever size is asked for
     magic, protocol, system = (InertUnpickler(file).load() for _ in range(3))
@@ -125,11 +127,11 @@ class _Resolver:
         most: how many bytes all arrays together may take.
     """
 
-    def __init__(self, values, most):
+    def __init__(self, values: Callable[[Storage], np.ndarray], most: int) -> None:
         self.values, self.left = values, most
         self.arrays, self.done = {}, {}
 
-    def resolved(self, item):
+    def resolved(self, item: Any) -> Any:
         """What `read_pytorch` returns for `item`; what a pickle refers to many times is resolved once."""
         if isinstance(item, Tensor):
             if item not in self.arrays:
@@ -154,7 +156,7 @@ class _Resolver:
         self.done[id(item)] = item, result
         return result
 
-    def _array(self, tensor):
+    def _array(self, tensor: Tensor) -> np.ndarray:
         storage, offset, shape, strides = tensor
         flat = self.values(storage)
         if len(flat) != storage.size:
@@ -168,25 +170,25 @@ class _Resolver:
         bytes_ = [stride * flat.itemsize for stride in strides]
         return np.lib.stride_tricks.as_strided(flat[offset:], shape, bytes_).copy()
 
-    def _numpy_array(self, content, dtype, shape, order):
+    def _numpy_array(self, content: Union[str, bytes], dtype: str, shape: tuple[int, ...], order: str) -> np.ndarray:
         if isinstance(content, str):
             self._spend(len(content))
             content = content.encode("latin1")
         return np.frombuffer(content, dtype).reshape(shape, order=order)
 
-    def _spend(self, size):
+    def _spend(self, size: int) -> None:
         self.left -= size
         if self.left < 0:
             raise pickle.UnpicklingError(f"arrays of more than {LARGER} times the file's size")
 
 
-def _is_module(item):
+def _is_module(item: Any) -> bool:
     """Whether a stand-in is one of a torch.nn.Module."""
     return isinstance(item, StandIn) and type(item.state) is dict and all(
         type(item.state.get(part)) is dict for part in MODULE_PARTS)
 
 
-def _state_dict(module):
+def _state_dict(module: StandIn) -> dict[str, Any]:
     """`{name: tensor}`: what a pickled module's `state_dict()` would give."""
     found, todo, length = {}, [("", module)], 0
     for prefix, module in todo:
@@ -206,7 +208,7 @@ def _state_dict(module):
     return found
 
 
-def _numpy_parts(item):
+def _numpy_parts(item: StandIn) -> Optional[tuple[Union[str, bytes], str, tuple[int, ...], str]]:
     """`(content, dtype, shape, order)` of the NumPy array of numbers that a stand-in is one of, else None."""
     try:
         if item.name.endswith("multiarray._reconstruct"):

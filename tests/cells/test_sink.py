@@ -10,7 +10,6 @@ from networks import Net, WithLoss, pruner, rank_term
 from rpg_ms.cells import SparseTrainStep, StepOptions, WeightAverage, sparsify
 
 
-
 def every_five():
     return pruner(total_steps=16, update_every=5)
 

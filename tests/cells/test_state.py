@@ -9,6 +9,7 @@ from mindspore import amp, nn, ops
 
 from networks import Net, pruner, rank_term
 from rpg_ms.cells import SoftThreshold, SparseTrainStep, StepOptions, WeightAverage, sparsify
+from rpg_ms.errors import UserError
 from rpg_ms.training.checkpoint import Checkpoints
 from rpg_ms.training.distributed import ALONE
 
@@ -83,6 +84,14 @@ def test_goes_on_from_a_checkpoint_to_the_bit(parts, overflow, mode, tmp_path):
     for goes_on in step, other:
         advance(goes_on, range(5, 13))
     assert everything(again, other) == everything(network, step)
+
+
+def test_a_checkpoint_of_an_earlier_version_is_refused(tmp_path):
+    network, step = build(1)
+    checkpoints = Checkpoints(tmp_path, 2, ALONE)
+    checkpoints.save(network, step, {"step": 4, "seconds": 1.0, "model": "net", "ranks": 1}, False)
+    with pytest.raises(UserError, match="step-000000004.ckpt: holds no world_size, best: .* an earlier version of rpg_ms$"):
+        checkpoints.restore(network, step, print, ["step", "world_size", "best"])
 
 
 def test_a_state_that_lacks_something_changes_nothing():

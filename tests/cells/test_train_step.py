@@ -167,7 +167,7 @@ def test_rank_term_on_every_step_drives_the_weights():
     for every in ("update", "step"):
         network, found, step = build(prunes=False, every=every, rank=5.0)
         first = rank_term(network.conv2.weight.asnumpy(), 0.2)
-        for t in range(5):
+        for _ in range(5):
             step(*data(0))
         moved[every] = network.conv2.weight.asnumpy().copy()
     assert not np.array_equal(moved["update"], moved["step"])

@@ -53,19 +53,19 @@ def test_augmentation_depends_on_epoch_and_seed_but_not_on_order_of_calls():
     assert not np.array_equal(samples[later]["image"], once)
 
 
-@pytest.mark.parametrize("ranks", [2, 3, 4])
-def test_ranks_share_every_global_batch_without_overlap(ranks):
-    alone = labels(TrainSamples(numbered(53), TO_ARRAY, 4 * ranks, 1, 0, 6))
-    shares = [labels(TrainSamples(numbered(53), TO_ARRAY, 4, 1, 0, 6, rank, ranks)) for rank in range(ranks)]
+@pytest.mark.parametrize("world_size", [2, 3, 4])
+def test_ranks_share_every_global_batch_without_overlap(world_size):
+    alone = labels(TrainSamples(numbered(53), TO_ARRAY, 4 * world_size, 1, 0, 6))
+    shares = [labels(TrainSamples(numbered(53), TO_ARRAY, 4, 1, 0, 6, rank, world_size)) for rank in range(world_size)]
     for step in range(6):
         together = [label for share in shares for label in share[4 * step:4 * step + 4]]
-        assert together == alone[4 * ranks * step:4 * ranks * (step + 1)]
+        assert together == alone[4 * world_size * step:4 * world_size * (step + 1)]
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
 @pytest.mark.parametrize("n", [1, 7, 8, 9, 50])
-def test_evaluation_sees_every_image_once_at_any_world_size(n, ranks):
-    shares = [labels(EvalSamples(numbered(n), TO_ARRAY, 4, PADDING, rank, ranks)) for rank in range(ranks)]
+def test_evaluation_sees_every_image_once_at_any_world_size(n, world_size):
+    shares = [labels(EvalSamples(numbered(n), TO_ARRAY, 4, PADDING, rank, world_size)) for rank in range(world_size)]
     assert sorted(label for share in shares for label in share if label >= 0) == list(range(n))
     assert len({len(share) for share in shares}) == 1 and len(shares[0]) % 4 == 0
 

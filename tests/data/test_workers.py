@@ -69,7 +69,7 @@ def test_workers_end_when_the_parent_is_killed(tmp_path):
             "print(*(child.pid for child in multiprocessing.active_children()), flush=True)\n"
             "os.kill(os.getpid(), 9)\n")
     result = subprocess.run([sys.executable, "-c", code, str(PROJECT), str(PROJECT / "tests"),
-                             str(PROJECT / "tests/data")], stdout=subprocess.PIPE, timeout=100, universal_newlines=True)
+                             str(PROJECT / "tests/data")], stdout=subprocess.PIPE, timeout=100, text=True)
     workers = [int(pid) for pid in result.stdout.split()]
     assert len(workers) == 2
     deadline = time.monotonic() + 30
@@ -95,7 +95,7 @@ def test_no_shared_memory_is_needed():
             "from test_workers import Samples, batches\n"
             "print(sum(batch['label'].asnumpy().sum() for batch in batches(Samples(40), 4, 2)))")
     result = subprocess.run([*tiny, sys.executable, "-c", code, str(PROJECT), str(PROJECT / "tests"),
-                             str(PROJECT / "tests/data")], stdout=subprocess.PIPE, timeout=100, universal_newlines=True)
+                             str(PROJECT / "tests/data")], stdout=subprocess.PIPE, timeout=100, text=True)
     assert result.stdout == f"{sum(range(40))}\n"
 
 

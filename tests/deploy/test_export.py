@@ -352,7 +352,7 @@ def test_the_table_knows_every_option_and_value_type():
 
 def write_raw(job, path):
     """A format of a user's own: the weights that the masks keep, one after another."""
-    path.write_bytes(b"".join(layer.weight.asnumpy()[layer.mask.asnumpy()].tobytes() for layer in job.found.layers))
+    path.write_bytes(b"".join(layer.weight.asnumpy()[layer.mask.asnumpy()].tobytes() for layer in job.sparsified.layers))
 
 
 def load_numpy(job, path):
@@ -363,7 +363,7 @@ def load_numpy(job, path):
 
 def write_numpy(job, path):
     with open(path, "wb") as file:
-        np.savez(file, **{layer.weight.name: layer.weight.asnumpy() for layer in job.found.layers})
+        np.savez(file, **{layer.weight.name: layer.weight.asnumpy() for layer in job.sparsified.layers})
 
 
 def test_a_format_is_one_row(small, task, tmp_path, monkeypatch):

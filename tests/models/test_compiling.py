@@ -184,11 +184,13 @@ def test_nothing_is_compiled_twice(built, changes, cells, monkeypatch):
 
 
 @pytest.mark.parametrize("said, expected", [
-    ("\n----------------------\n- Kernel select failed:\n----------------------\nSelect CPU operator[Conv2D] fail! "
-     "Unsupported data type!\nThe supported are Float32\nnode: @x\n\n----------------------\n- C++ Call Stack: (For "
-     "framework developers)\n----------------------\nx.cc:469 Set\n",
+    ("\n----------------------\n- Kernel select failed:\n----------------------\nSelect CPU "
+     "operator[Conv2D] fail! "
+     "Unsupported data type!\nThe supported are Float32\nnode: @x\n\n----------------------"
+     "\n- C++ Call Stack: (For framework developers)\n----------------------\nx.cc:469 Set\n",
      "Select CPU operator[Conv2D] fail! Unsupported data type!; The supported are Float32"),
-    ("a is b.\nFunctionGraph ID : x\nNodeInfo: In file y\n\n----------------------\n- C++\n----------------------\nx",
+    ("a is b.\nFunctionGraph ID : x\nNodeInfo: In file y\n\n----------------------\n"
+     "- C++\n----------------------\nx",
      "a is b"), ("", "ValueError"), ("plain", "plain")])
 def test_what_mindspores_errors_say(said, expected):
     assert reason(ValueError(said)) == expected

@@ -5,8 +5,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rpg_ms.pruning.allocation import (ALLOCATIONS, erk_counts, global_counts, target_count, uniform_counts,
-                                       uniform_first_dense_counts)
+from rpg_ms.pruning.allocation import (
+    ALLOCATIONS,
+    erk_counts,
+    global_counts,
+    target_count,
+    uniform_counts,
+    uniform_first_dense_counts,
+)
 
 shapes = st.lists(st.lists(st.integers(1, 7), min_size=2, max_size=4).map(tuple), min_size=1, max_size=7)
 densities = st.one_of(st.floats(0.0, 1.0), st.sampled_from([0.0, 0.02, 0.05, 0.1, 0.125, 0.5, 1.0]))

@@ -4,8 +4,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rpg_ms.pruning.schedule import (DENSITY_SCHEDULES, DROP_DECAYS, LEAST_UPDATES, constant_density,
-                                     cosine_drop_fraction, cubic_density, delayed, exponential_density)
+from rpg_ms.pruning.schedule import (
+    DENSITY_SCHEDULES,
+    DROP_DECAYS,
+    LEAST_UPDATES,
+    constant_density,
+    cosine_drop_fraction,
+    cubic_density,
+    delayed,
+    exponential_density,
+)
 
 densities = st.floats(1e-4, 1.0)
 schedules = st.sampled_from(sorted(DENSITY_SCHEDULES))

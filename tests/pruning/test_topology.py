@@ -8,8 +8,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rpg_ms.pruning import (cosine_drop_fraction, drop_and_grow, exponential_density, global_counts, largest,
-                            start_masks, survivors, update_topology)
+from rpg_ms.pruning import (
+    cosine_drop_fraction,
+    drop_and_grow,
+    exponential_density,
+    global_counts,
+    largest,
+    start_masks,
+    survivors,
+    update_topology,
+)
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"
 

@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from threadpoolctl import threadpool_info
 
 from rpg_ms.rank import rank_term, rank_terms, term

@@ -188,7 +188,7 @@ def limited(path, code, seconds=20):
                "try: read_pytorch(%r); print('read')\n"
                "except UserError as error: print('refused', error)")
     result = subprocess.run([sys.executable, "-c", PREPARE + program % str(path)], cwd=PROJECT, timeout=seconds + 60,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True)
+                            capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-1000:]
     return result.stdout
 

@@ -1,20 +1,21 @@
-"""The cells of a comparison: a training run for every method, density and seed, each in its own folder."""
+"""The grid of a comparison: a training run for every method, density and seed, each in its own folder."""
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Iterable, Sequence
+from typing import Any, NoReturn, Optional
 
 from rpg_ms.config import Config, load_config
 from rpg_ms.errors import UserError
 from rpg_ms.pruning.methods import METHODS, Method
 from rpg_ms.training.run_folder import lost_configuration, other_configuration, read_summary
 
-# Keys that the command line gives to every cell, and those that must be the same in all rows of a table.
-CELL_KEYS = {"pruning.method": "--methods", "pruning.density": "--densities", "seed": "--seeds",
-             "output_dir": "--output_dir"}
+# Keys that the command line gives to every run, and those that must be the same in all rows of a table.
+RUN_KEYS = {"pruning.method": "--methods", "pruning.density": "--densities", "seed": "--seeds",
+            "output_dir": "--output_dir"}
 SHARED_KEYS = {key: "--set, for all methods alike" for key in ("task", "data.name", "data.root", "data.limit",
                                                                "data.validation", "device_target")}
 
@@ -34,8 +35,8 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One training run.
+class GridRun:
+    """One training run of a comparison.
 
     Args:
         entry: its row in the table.
@@ -57,7 +58,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """The cell in words, for messages."""
+        """The run in words, for messages."""
         return f"{self.entry.label} at {percent(1 - self.density)} sparsity, seed {self.seed}"
 
     @property
@@ -65,7 +66,7 @@ class Cell:
         """Whether the folder holds a run, finished or not."""
         return (self.folder / "config.yaml").is_file()
 
-    def summary(self) -> dict | None:
+    def summary(self) -> Optional[dict[str, Any]]:
         """The figures of the finished run, or None."""
         return read_summary(self.folder, self.config.task)
 
@@ -81,7 +82,7 @@ def parse_entry(text: str) -> Entry:
     Raises:
         UserError: not of that form, settings without a label, an unknown method, or a key not a row's to set.
     """
-    def refuse(why):
+    def refuse(why: str) -> NoReturn:
         raise UserError(f"--methods: {text!r}: {why}")
 
     # A comma divides settings only before the next key: values may be lists, such as [0.5,0.75].
@@ -95,21 +96,21 @@ def parse_entry(text: str) -> Entry:
         refuse("not of the form METHOD or LABEL=METHOD,key=value")
     if method not in METHODS:
         refuse(f"{method!r} is not one of {', '.join(METHODS)}")
-    _refuse_keys(settings, {**CELL_KEYS, **SHARED_KEYS}, f"--methods: {text!r}")
+    _refuse_keys(settings, {**RUN_KEYS, **SHARED_KEYS}, f"--methods: {text!r}")
     return Entry(label.strip(), method, tuple(settings))
 
 
 def plan(config_file: str, entries: Sequence[Entry], densities: Sequence[float], seeds: Sequence[int],
-         output_dir: str, settings: Sequence[str] = (), device_target: str | None = None) -> list[Cell]:
-    """The cells of a comparison, seed by seed: a table of one seed is complete before the next seed begins.
+         output_dir: str, settings: Sequence[str] = (), device_target: Optional[str] = None) -> list[GridRun]:
+    """The runs of a comparison, seed by seed: a table of one seed is complete before the next seed begins.
 
-    A method that does not prune has one cell a seed, at density 1. An entry's settings win over `settings`, and
+    A method that does not prune has one run a seed, at density 1. An entry's settings win over `settings`, and
     these over the file. What the file says of its own method (its α, λ, schedule ...) is not taken over by other
     methods, whose published values are in `rpg_ms.pruning.methods`. Its calendar is, except by methods with one
     of their own.
 
     Raises:
-        UserError: a cell whose configuration is refused, two cells that would share a folder, a key in
+        UserError: a run whose configuration is refused, two runs that would share a folder, a key in
             `settings` that is the comparison's own, or a folder that holds a run with another configuration.
     """
     for flag, values in (("--densities", densities), ("--seeds", seeds)):
@@ -118,22 +119,22 @@ def plan(config_file: str, entries: Sequence[Entry], densities: Sequence[float],
         if not 0 < density <= 1:
             raise UserError(f"--densities: {density!r} is not in (0, 1]")
     _refuse_repeats([entry.label for entry in entries], "--methods: label")
-    _refuse_keys(settings, CELL_KEYS, "--set")
+    _refuse_keys(settings, RUN_KEYS, "--set")
     # What is wrong here is no entry's fault.
     file_method = load_config(config_file, settings, device_target=device_target).pruning.method
-    cells = []
+    runs = []
     for seed in seeds:
         for entry in entries:
             for density in densities if METHODS[entry.method].prunes else [1.0]:
                 own = () if entry.method == file_method else _own_values(METHODS[entry.method], METHODS[file_method])
-                cells.append(_cell(config_file, entry, density, seed, output_dir, (*own, *settings), device_target))
-    _refuse_repeats([cell.folder.name for cell in cells], "--methods: the labels lead to the same folder")
-    for cell in cells:
-        _check_folder(cell)
-    return cells
+                runs.append(_run(config_file, entry, density, seed, output_dir, (*own, *settings), device_target))
+    _refuse_repeats([run.folder.name for run in runs], "--methods: the labels lead to the same folder")
+    for run in runs:
+        _check_folder(run)
+    return runs
 
 
-def _own_values(row, of_file):
+def _own_values(row: Method, of_file: Method) -> list[str]:
     """Settings that put a method's own values in place of a file's, which are of the method `of_file`."""
     plain = {field.name: field.default for field in fields(Method)}
     settings = list(METHOD_SETTINGS)
@@ -148,7 +149,7 @@ def _own_values(row, of_file):
     return settings
 
 
-def _cell(config_file, entry, density, seed, output_dir, settings, device_target):
+def _run(config_file: str, entry: Entry, density: float, seed: int, output_dir: str, settings: Sequence[str], device_target: Optional[str]) -> GridRun:
     label = re.sub(r"[^\w.+-]+", "_", entry.label)
     folder = os.path.join(output_dir, f"{label}_d{density:.10g}_s{seed}")
     overrides = (*settings, *entry.settings, f"pruning.method={entry.method}", f"pruning.density={density!r}")
@@ -160,19 +161,19 @@ def _cell(config_file, entry, density, seed, output_dir, settings, device_target
     device = () if device_target is None else ("--device_target", device_target)
     arguments = ("--config", config_file, "--resume", "auto", "--set", *overrides, "--seed", str(seed),
                  *device, "--output_dir", folder)
-    return Cell(entry, density, seed, config, arguments)
+    return GridRun(entry, density, seed, config, arguments)
 
 
-def _check_folder(cell):
-    path = cell.folder / "config.yaml"
-    if cell.begun:
-        changes = other_configuration(path, cell.config)
+def _check_folder(run: GridRun) -> None:
+    path = run.folder / "config.yaml"
+    if run.begun:
+        changes = other_configuration(path, run.config)
         if changes:
             raise UserError(f"{path}: the run began with another configuration: {changes}; give the method "
                             "another label, or the comparison another --output_dir")
-    elif lost_configuration(cell.folder):
-        raise UserError(f"{cell.folder}: a run without config.yaml: with which settings is unknown")
-    cell.summary()  # refused here if it is damaged, before anything runs
+    elif lost_configuration(run.folder):
+        raise UserError(f"{run.folder}: a run without config.yaml: with which settings is unknown")
+    run.summary()  # refused here if it is damaged, before anything runs
 
 
 def _refuse_keys(settings: Iterable[str], taken: dict, source: str) -> None:
