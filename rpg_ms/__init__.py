@@ -2,6 +2,7 @@
 
 "Towards Higher Ranks via Adversarial Weight Pruning" (NeurIPS 2023, arXiv 2311.17493).
 """
+
 from __future__ import annotations
 
 import atexit

@@ -1,4 +1,5 @@
 """`python -m rpg_ms COMMAND ...`, the same as `rpg-ms COMMAND ...`."""
+
 from __future__ import annotations
 
 from rpg_ms.commands import main

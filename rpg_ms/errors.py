@@ -1,4 +1,5 @@
 """Errors meant for the user, and the door that turns them into one line and an exit status."""
+
 from __future__ import annotations
 
 import os

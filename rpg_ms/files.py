@@ -1,4 +1,5 @@
 """Files that are whole or absent, and the folder to work in."""
+
 from __future__ import annotations
 
 import os

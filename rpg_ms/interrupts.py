@@ -2,6 +2,7 @@
 
 Importing it changes how the process answers signals, so no other module does.
 """
+
 from __future__ import annotations
 
 import ctypes

@@ -1,4 +1,5 @@
 """JSON files that something else wrote: read and checked, refused in one line."""
+
 from __future__ import annotations
 
 import json

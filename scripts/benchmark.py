@@ -14,6 +14,7 @@ The names, all of them by default:
 
 Nothing else should run on the machine meanwhile.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -28,7 +29,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Optional, Tuple, Union
+from typing import TYPE_CHECKING, Optional, , Union
 
 import numpy as np
 
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
 DENSITY = 0.05
 UPDATE_EVERY = 100
 
-Figure = Tuple[str, str, str, Union[float, int], Optional[str]]  # key, English, Chinese, value, aim
+Figure = tuple[str, str, str, Union[float, int], Optional[str]]  # key, English, Chinese, value, aim
 
 
 def main() -> None:
@@ -69,8 +70,11 @@ def main() -> None:
         if path:
             document = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"benchmarks": {}}
             document["benchmarks"][name] = {
-                "date": time.strftime("%Y-%m-%d", time.gmtime()), "command": f"python scripts/benchmark.py {name}",
-                "environment": environment(), "figures": figures}
+                "date": time.strftime("%Y-%m-%d", time.gmtime()),
+                "command": f"python scripts/benchmark.py {name}",
+                "environment": environment(),
+                "figures": figures,
+            }
             path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_path(path) as new:
                 new.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -78,8 +82,10 @@ def main() -> None:
 
 def step() -> Iterator[Figure]:
     """Masked against dense training steps, both compiled, same optimizer and batch."""
-    for key, name, batch, size, rounds in (("resnet20", "cifar_resnet20", 128, 32, 20),
-                                           ("resnet50", "resnet50", 8, 224, 6)):
+    for key, name, batch, size, rounds in (
+        ("resnet20", "cifar_resnet20", 128, 32, 20),
+        ("resnet50", "resnet50", 8, 224, 6),
+    ):
         dense, masked = dense_step(name, size), masked_step(name, size)
         inputs = batch_of(batch, size)
         for _ in range(2):
@@ -99,11 +105,20 @@ def step() -> Iterator[Figure]:
         update = min(updates[1:]) / statistics.median(dense_times)
         what = f"{'CIFAR ResNet-20' if size == 32 else 'ResNet-50'}, {batch} × {size}²"
         yield (f"{key}_step", f"masked / dense step, {what}", f"掩码步 / 稠密步，{what}", round(ratio, 3), "≤ 1.03")
-        yield (f"{key}_update", f"step with a topology update (rank term included) / dense step, {what}",
-               f"含拓扑更新（及秩项）的步 / 稠密步，{what}", round(update, 2), None)
-        yield (f"{key}_both", f"the same, an update every {UPDATE_EVERY} steps, {what}",
-               f"每 {UPDATE_EVERY} 步更新一次时的总体比值，{what}",
-               round(((UPDATE_EVERY - 1) * ratio + update) / UPDATE_EVERY, 3), "≤ 1.05")
+        yield (
+            f"{key}_update",
+            f"step with a topology update (rank term included) / dense step, {what}",
+            f"含拓扑更新（及秩项）的步 / 稠密步，{what}",
+            round(update, 2),
+            None,
+        )
+        yield (
+            f"{key}_both",
+            f"the same, an update every {UPDATE_EVERY} steps, {what}",
+            f"每 {UPDATE_EVERY} 步更新一次时的总体比值，{what}",
+            round(((UPDATE_EVERY - 1) * ratio + update) / UPDATE_EVERY, 3),
+            "≤ 1.05",
+        )
 
 
 def topology() -> Iterator[Figure]:
@@ -123,10 +138,20 @@ def topology() -> Iterator[Figure]:
         before = reset_peak_memory()
         times.append(seconds(lambda: masked._update_topology(update * UPDATE_EVERY, gradients, None)))
         extra.append(peak_memory() - before)
-    yield ("topology_seconds", "topology update of ResNet-50 (25.5 M weights), seconds",
-           "ResNet-50（25.5 M 权重）一次拓扑更新，秒", round(min(times[1:]), 2), "< 1")
-    yield ("topology_memory", "its peak extra memory / the weights", "其额外内存峰值 / 权重",
-           round(max(extra[1:]) / size, 2), "< 3")
+    yield (
+        "topology_seconds",
+        "topology update of ResNet-50 (25.5 M weights), seconds",
+        "ResNet-50（25.5 M 权重）一次拓扑更新，秒",
+        round(min(times[1:]), 2),
+        "< 1",
+    )
+    yield (
+        "topology_memory",
+        "its peak extra memory / the weights",
+        "其额外内存峰值 / 权重",
+        round(max(extra[1:]) / size, 2),
+        "< 3",
+    )
 
 
 def rank() -> Iterator[Figure]:
@@ -149,17 +174,37 @@ def rank() -> Iterator[Figure]:
     ours = f"{len(weights)} convolutions of ResNet-50 at {DENSITY:.0%} density"
     chinese = f"ResNet-50 的 {len(weights)} 个卷积，密度 {DENSITY:.0%}"
     processor = min(seconds(lambda: rank_terms(weights, 0.1), time.process_time) for _ in range(5))
-    yield ("rank_seconds", f"rank term and gradient by the backend gram, processor seconds, {ours}",
-           f"用 gram 后端求秩项及梯度的处理器秒数，{chinese}", round(processor, 2), None)
+    yield (
+        "rank_seconds",
+        f"rank term and gradient by the backend gram, processor seconds, {ours}",
+        f"用 gram 后端求秩项及梯度的处理器秒数，{chinese}",
+        round(processor, 2),
+        None,
+    )
     svd = seconds(lambda: [rank_term(weight, 0.1, "svd") for weight in weights])
-    yield ("rank_svd", f"rank term and gradient by `ops.svd` (float64) / by the backend gram, {ours}",
-           f"用 `ops.svd`（float64）求秩项及梯度 / 用 gram 后端，{chinese}", round(svd / gram, 1), "≥ 50")
+    yield (
+        "rank_svd",
+        f"rank term and gradient by `ops.svd` (float64) / by the backend gram, {ours}",
+        f"用 `ops.svd`（float64）求秩项及梯度 / 用 gram 后端，{chinese}",
+        round(svd / gram, 1),
+        "≥ 50",
+    )
     svd = seconds(lambda: [[x.asnumpy() for x in ops.svd(ms.Tensor(m), full_matrices=False)] for m in matrices])
-    yield ("rank_ops_svd", "`ops.svd` alone in float32 / the same", "仅 `ops.svd`（float32）/ 同上",
-           round(svd / gram, 1), None)
+    yield (
+        "rank_ops_svd",
+        "`ops.svd` alone in float32 / the same",
+        "仅 `ops.svd`（float32）/ 同上",
+        round(svd / gram, 1),
+        None,
+    )
     plain = min(seconds(lambda: [plain_gram(m.astype(np.float64), 0.1) for m in matrices]) for _ in range(3))
-    yield ("rank_plain", "a plain `scipy.linalg.eigh` of each Gram matrix (float64) / the same",
-           "直接对每个 Gram 矩阵调用 `scipy.linalg.eigh`（float64）/ 同上", round(plain / gram, 1), None)
+    yield (
+        "rank_plain",
+        "a plain `scipy.linalg.eigh` of each Gram matrix (float64) / the same",
+        "直接对每个 Gram 矩阵调用 `scipy.linalg.eigh`（float64）/ 同上",
+        round(plain / gram, 1),
+        None,
+    )
     try:
         import torch
     except ImportError:
@@ -167,16 +212,28 @@ def rank() -> Iterator[Figure]:
     else:
         gram = min(seconds(lambda: rank_terms(weights, 0.1)) for _ in range(5))
         for key, full, aim in (("rank_torch_full", True, "≥ 8"), ("rank_torch_svd", False, None)):
-            svd = min(seconds(lambda: [torch.linalg.svd(torch.from_numpy(m), full_matrices=full) for m in matrices])
-                      for _ in range(2))
-            yield (key, f"`torch.linalg.svd(W, full_matrices={full})` alone in float32 / the same",
-                   f"仅 `torch.linalg.svd(W, full_matrices={full})`（float32）/ 同上", round(svd / gram, 1), aim)
+            svd = min(
+                seconds(lambda: [torch.linalg.svd(torch.from_numpy(m), full_matrices=full) for m in matrices])
+                for _ in range(2)
+            )
+            yield (
+                key,
+                f"`torch.linalg.svd(W, full_matrices={full})` alone in float32 / the same",
+                f"仅 `torch.linalg.svd(W, full_matrices={full})`（float32）/ 同上",
+                round(svd / gram, 1),
+                aim,
+            )
     exact = [rank_term(weight.astype(np.float64), 0.1, "gram") for weight in weights]
     if [k for _, k, _ in found] != [k for _, k, _ in exact]:
         raise AssertionError("k differs from float64's")
     error = max(np.linalg.norm(a - b) / np.linalg.norm(b) for (*_, a), (*_, b) in zip(found, exact))
-    yield ("rank_error", "largest relative error of its gradient against float64 (k equal everywhere)",
-           "其梯度与 float64 结果相比的最大相对误差（各层 k 均相同）", float(f"{error:.0e}"), "≤ 1e-3")
+    yield (
+        "rank_error",
+        "largest relative error of its gradient against float64 (k equal everywhere)",
+        "其梯度与 float64 结果相比的最大相对误差（各层 k 均相同）",
+        float(f"{error:.0e}"),
+        "≤ 1e-3",
+    )
 
 
 def plain_gram(w: np.ndarray, delta: float) -> tuple[float, int, np.ndarray]:
@@ -188,7 +245,7 @@ def plain_gram(w: np.ndarray, delta: float) -> tuple[float, int, np.ndarray]:
     energy, basis = eigh(w_hat @ w_hat.T if wide else w_hat.T @ w_hat, driver="evd")
     tail_energy = np.cumsum(energy)[::-1]
     k = np.abs(tail_energy - delta).argmin()
-    tail = basis[:, :len(energy) - k]
+    tail = basis[:, : len(energy) - k]
     residual = tail @ (tail.T @ w_hat) if wide else (w_hat @ tail) @ tail.T
     return -tail_energy[k], k, -2 / np.linalg.norm(w) * (residual - tail_energy[k] * w_hat)
 
@@ -207,36 +264,84 @@ def pytorch() -> Iterator[Figure]:
     for _ in range(4):  # the first warms up
         times["ours"].append(seconds(lambda: [ours(*inputs).asnumpy() for _ in range(8)]))
         times["theirs"].append(seconds(lambda: [theirs() for _ in range(8)]))
-    yield ("torch", f"MindSpore's / PyTorch {torch.__version__.partition('+')[0]}'s images per second, training a "
-           "dense CIFAR ResNet-20, 128 × 32²",
-           f"MindSpore / PyTorch {torch.__version__.partition('+')[0]} 训练稠密 CIFAR ResNet-20 的每秒图像数，128 × 32²",
-           round(min(times["theirs"]) / min(times["ours"]), 2), None)
+    yield (
+        "torch",
+        f"MindSpore's / PyTorch {torch.__version__.partition('+')[0]}'s images per second, training a "
+        "dense CIFAR ResNet-20, 128 × 32²",
+        f"MindSpore / PyTorch {torch.__version__.partition('+')[0]} 训练稠密 CIFAR ResNet-20 的每秒图像数，128 × 32²",
+        round(min(times["theirs"]) / min(times["ours"]), 2),
+        None,
+    )
 
 
 def start() -> Iterator[Figure]:
     """Start-up of the front doors against a bare `import mindspore`, and a first step with and without a cache."""
+
     def command(*arguments: str, **environ: str) -> float:
-        return seconds(lambda: subprocess.run([sys.executable, *arguments], cwd=PROJECT, check=True,
-                                              capture_output=True, env={**os.environ, **environ}))
+        return seconds(
+            lambda: subprocess.run(
+                [sys.executable, *arguments],
+                cwd=PROJECT,
+                check=True,
+                capture_output=True,
+                env={**os.environ, **environ},
+            )
+        )
+
     help_time = min(command("train.py", "--help") for _ in range(3))
     bare = min(command("-c", "import mindspore") for _ in range(3))
-    yield ("start_help", "`train.py --help` / `import mindspore`", "`train.py --help` / `import mindspore`",
-           round(help_time / bare, 2), None)
+    yield (
+        "start_help",
+        "`train.py --help` / `import mindspore`",
+        "`train.py --help` / `import mindspore`",
+        round(help_time / bare, 2),
+        None,
+    )
     dense, masked, inputs = dense_step("cifar_resnet20", 32), masked_step("cifar_resnet20", 32), batch_of(128, 32)
     first = [seconds(lambda: cell(*inputs).asnumpy()) for cell in (dense, masked)]
     later = [min(seconds(lambda: cell(*inputs).asnumpy()) for _ in range(3)) for cell in (dense, masked)]
-    yield ("start_compile", "compiling the masked / the dense step of CIFAR ResNet-20",
-           "编译 CIFAR ResNet-20 的掩码步 / 稠密步", round((first[1] - later[1]) / (first[0] - later[0]), 2), None)
-    yield ("start_compile_seconds", "compiling the masked step, seconds", "编译掩码步，秒",
-           round(first[1] - later[1], 1), None)
+    yield (
+        "start_compile",
+        "compiling the masked / the dense step of CIFAR ResNet-20",
+        "编译 CIFAR ResNet-20 的掩码步 / 稠密步",
+        round((first[1] - later[1]) / (first[0] - later[0]), 2),
+        None,
+    )
+    yield (
+        "start_compile_seconds",
+        "compiling the masked step, seconds",
+        "编译掩码步，秒",
+        round(first[1] - later[1], 1),
+        None,
+    )
     with tempfile.TemporaryDirectory() as folder:
         log = subprocess.run(
-            [sys.executable, "-c", "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True); "
-             "print('PEAK', resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)", sys.executable, "train.py",
-             "--config", "config/quickstart.yaml", "--set", "train.epochs=2", "--output_dir", f"{folder}/run"],
-            cwd=PROJECT, check=True, capture_output=True, text=True).stdout
-    yield ("start_memory", "peak memory of the quick start's training, MB", "快速开始训练的内存峰值，MB",
-           round(int(re.search(r"PEAK (\d+)", log)[1]) / 1024), None)
+            [
+                sys.executable,
+                "-c",
+                "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True); "
+                "print('PEAK', resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)",
+                sys.executable,
+                "train.py",
+                "--config",
+                "config/quickstart.yaml",
+                "--set",
+                "train.epochs=2",
+                "--output_dir",
+                f"{folder}/run",
+            ],
+            cwd=PROJECT,
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+    yield (
+        "start_memory",
+        "peak memory of the quick start's training, MB",
+        "快速开始训练的内存峰值，MB",
+        round(int(re.search(r"PEAK (\d+)", log)[1]) / 1024),
+        None,
+    )
 
 
 BENCHMARKS = {"step": step, "topology": topology, "rank": rank, "pytorch": pytorch, "start": start}
@@ -246,8 +351,10 @@ def batch_of(batch: int, size: int) -> tuple[ms.Tensor, ms.Tensor]:
     import mindspore as ms
 
     rng = np.random.default_rng(0)
-    return (ms.Tensor(rng.standard_normal((batch, 3, size, size), np.float32)),
-            ms.Tensor(rng.integers(0, 10, batch), ms.int32))
+    return (
+        ms.Tensor(rng.standard_normal((batch, 3, size, size), np.float32)),
+        ms.Tensor(rng.integers(0, 10, batch), ms.int32),
+    )
 
 
 def network_with_loss(name: str, size: int, classes: int = 10) -> tuple[nn.Cell, nn.Cell, Callable]:
@@ -298,18 +405,41 @@ def torch_step(torch: ModuleType, images: np.ndarray, labels: np.ndarray) -> Cal
             super().__init__()
             self.stride, self.added = stride, width - channels
             self.body = nn.Sequential(
-                nn.Conv2d(channels, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(),
-                nn.Conv2d(width, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width))
+                nn.Conv2d(channels, width, 3, stride, 1, bias=False),
+                nn.BatchNorm2d(width),
+                nn.ReLU(),
+                nn.Conv2d(width, width, 3, 1, 1, bias=False),
+                nn.BatchNorm2d(width),
+            )
 
         def forward(self, x):
-            shortcut = x[:, :, ::self.stride, ::self.stride]
+            shortcut = x[:, :, :: self.stride, :: self.stride]
             shortcut = nn.functional.pad(shortcut, (0, 0, 0, 0, self.added // 2, self.added // 2))
             return torch.relu(self.body(x) + shortcut)
 
-    blocks = [Block(a, b, s) for a, b, s in ((16, 16, 1), (16, 16, 1), (16, 16, 1), (16, 32, 2), (32, 32, 1),
-                                             (32, 32, 1), (32, 64, 2), (64, 64, 1), (64, 64, 1))]
-    network = nn.Sequential(nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU(), *blocks,
-                            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
+    blocks = [
+        Block(a, b, s)
+        for a, b, s in (
+            (16, 16, 1),
+            (16, 16, 1),
+            (16, 16, 1),
+            (16, 32, 2),
+            (32, 32, 1),
+            (32, 32, 1),
+            (32, 64, 2),
+            (64, 64, 1),
+            (64, 64, 1),
+        )
+    ]
+    network = nn.Sequential(
+        nn.Conv2d(3, 16, 3, 1, 1, bias=False),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        *blocks,
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(64, 10),
+    )
     optimizer = torch.optim.SGD(network.parameters(), 1e-3, 0.9, weight_decay=5e-4)
     images, labels = torch.from_numpy(images), torch.from_numpy(labels).long()
 
@@ -319,6 +449,7 @@ def torch_step(torch: ModuleType, images: np.ndarray, labels: np.ndarray) -> Cal
         loss.backward()
         optimizer.step()
         return loss.item()
+
     return one
 
 

@@ -6,6 +6,7 @@ For each number of workers one line of JSON: the pipeline alone; a training step
 over and over; the ratio of the two (above 1 the pipeline is faster than the step consumes); and both together,
 as in training.
 """
+
 import itertools
 import json
 import sys
@@ -29,9 +30,12 @@ def main():
     args = parser.parse_args()
     if not args.seconds > 0:
         raise UserError(f"--seconds: {args.seconds} is not > 0")
-    configs = [load_config(args.config, args.set + extra, seed=args.seed, device_target=args.device_target,
-                           output_dir=args.output_dir)
-               for extra in ([[f"data.workers={n}"] for n in args.workers] if args.workers else [[]])]
+    configs = [
+        load_config(
+            args.config, args.set + extra, seed=args.seed, device_target=args.device_target, output_dir=args.output_dir
+        )
+        for extra in ([[f"data.workers={n}"] for n in args.workers] if args.workers else [[]])
+    ]
 
     from rpg_ms.tasks import create_task
     from rpg_ms.training import build, device
@@ -49,11 +53,19 @@ def main():
         pipeline_alone = measure(task.train_batches(0, ENDLESS), lambda *arrays: None, args.seconds)
         together = measure(task.train_batches(0, ENDLESS), step, args.seconds)
         rates = {"pipeline": pipeline_alone, "step": step_alone, "together": together}
-        rates = {f"{name}_images_per_s": round(config.train.batch_size * rate, 1)
-                 for name, rate in rates.items()}
-        print(json.dumps({"model": config.model.name, "data": config.data.name, "device": target,
-                          "workers": config.data.workers, **rates,
-                          "ratio": round(pipeline_alone / step_alone, 2)}))
+        rates = {f"{name}_images_per_s": round(config.train.batch_size * rate, 1) for name, rate in rates.items()}
+        print(
+            json.dumps(
+                {
+                    "model": config.model.name,
+                    "data": config.data.name,
+                    "device": target,
+                    "workers": config.data.workers,
+                    **rates,
+                    "ratio": round(pipeline_alone / step_alone, 2),
+                }
+            )
+        )
 
 
 def measure(batches, consume, seconds):

@@ -9,6 +9,7 @@ and the largest difference of its outputs from the first runtime's. Outputs that
 end it with status 1. Runtimes: onnxruntime; deepsparse, which computes with non-zeros only (not developed any more
 since June 2025; it needs onnx < 1.15, so an environment of its own: pip install deepsparse onnxruntime).
 """
+
 import argparse
 import json
 import statistics
@@ -77,14 +78,25 @@ def measure(file, folder, runtimes, seconds, threads):
                 run(images)
                 times[run].append(time.perf_counter() - started)
         milliseconds = {run: 1000 * statistics.median(values) for run, values in times.items()}
-        print(json.dumps({"file": str(file), "runtime": name, "batch": shape[0],
-                          "sparse_ms": round(milliseconds[sparse], 3), "dense_ms": round(milliseconds[dense], 3),
-                          "sparse_images_per_s": round(1000 * shape[0] / milliseconds[sparse], 1),
-                          "sparse_to_dense": round(milliseconds[sparse] / milliseconds[dense], 3),
-                          "max_abs_difference": difference}), flush=True)
+        print(
+            json.dumps(
+                {
+                    "file": str(file),
+                    "runtime": name,
+                    "batch": shape[0],
+                    "sparse_ms": round(milliseconds[sparse], 3),
+                    "dense_ms": round(milliseconds[dense], 3),
+                    "sparse_images_per_s": round(1000 * shape[0] / milliseconds[sparse], 1),
+                    "sparse_to_dense": round(milliseconds[sparse] / milliseconds[dense], 3),
+                    "max_abs_difference": difference,
+                }
+            ),
+            flush=True,
+        )
         if not difference <= 1e-3 * np.abs(reference).max():
-            raise RunStopped(f"{file}: the outputs of {name} differ by {difference:.3g} from those of "
-                             f"{next(iter(runtimes))}")
+            raise RunStopped(
+                f"{file}: the outputs of {name} differ by {difference:.3g} from those of {next(iter(runtimes))}"
+            )
 
 
 def dense_twin(model):

@@ -4,6 +4,7 @@ Prints four lines: version and installation prefix; the MindSpore it has, if in 
 lacks; where the packages are, if it is of a virtual environment. For an unsupported Python, prints the reason
 and ends with status 1: even Python 2 must parse this.
 """
+
 import os
 import re
 import sys
@@ -36,8 +37,10 @@ def main():
 def met(requirement):
     """The version installed here if it meets `requirement`, else None."""
     from importlib.metadata import PackageNotFoundError, version
+
     try:
         from packaging.requirements import Requirement  # comes with MindSpore
+
         parsed = Requirement(requirement)
         installed = version(parsed.name)
     except (ImportError, PackageNotFoundError):

@@ -5,6 +5,7 @@
 The first 1,200 training and the first 400 test images of each class, in file order. Each array is an idx file
 under its original name, compressed by xz; images are stored column by column, which packs 4 % smaller.
 """
+
 import lzma
 import sys
 from pathlib import Path

@@ -1,7 +1,8 @@
 """Write images in class folders (train/CLASS/*, val/CLASS/*) as MindRecord files, for data.name: mindrecord.
 
-    python scripts/make_mindrecord.py FOLDER OUTPUT_FOLDER [--shards N]
+python scripts/make_mindrecord.py FOLDER OUTPUT_FOLDER [--shards N]
 """
+
 import sys
 from pathlib import Path
 

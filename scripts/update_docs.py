@@ -7,6 +7,7 @@ Between `<!-- NAME -->` and `<!-- /NAME -->` stands, by NAME:
     accuracy EXPERIMENT the accuracies of results/EXPERIMENT/results.json, which `rpg-ms compare` writes
     results EXPERIMENT  the same with captions, and the ranks where they were recorded
 """
+
 import json
 import re
 import sys

@@ -1,4 +1,5 @@
 """Shared by every test: the project on the path, one thread to each of the two processes."""
+
 import os
 import sys
 from pathlib import Path

@@ -2,6 +2,7 @@
 
 Writes what it saw to FOLDER/rank_N.json.
 """
+
 import json
 import sys
 from pathlib import Path
@@ -38,10 +39,14 @@ def trained(network, found, world, delta=0.2, every="update"):
     """Five steps: `losses`, `masks` and `digests` (of weights and masks) of each, the final weights."""
     optimizer = create_optimizer(network.trainable_params(), "momentum", lr=0.1, momentum=0.9)
     reduce = world.mean_of_gradients()
-    step = SparseTrainStep(WithLoss(network), optimizer, found.layers,
-                           pruner(0.2, 5, update_every=2, prune_until=0.8),
-                           rank_term(found.layers, delta=delta, every=every, reduce=reduce),
-                           options=StepOptions(reduce=reduce))
+    step = SparseTrainStep(
+        WithLoss(network),
+        optimizer,
+        found.layers,
+        pruner(0.2, 5, update_every=2, prune_until=0.8),
+        rank_term(found.layers, delta=delta, every=every, reduce=reduce),
+        options=StepOptions(reduce=reduce),
+    )
     step.set_train()
     losses, masks, digests = [], [], []
     for number in range(1, 6):
@@ -66,8 +71,7 @@ def evaluate(config_file, world):
     network = create_model("cifar_resnet8", 10, 1)
     sparsify(network)
     labels = np.concatenate([batch["label"].asnumpy() for batch in task.test_batches()])
-    return {**task.evaluate(network), "labels": labels[labels >= 0].tolist(),
-            "steps_per_epoch": task.steps_per_epoch}
+    return {**task.evaluate(network), "labels": labels[labels >= 0].tolist(), "steps_per_epoch": task.steps_per_epoch}
 
 
 def main():
@@ -79,8 +83,12 @@ def main():
     print("printed by rank", world.rank)
     seen = {"size": world.size}
 
-    values = [np.array([2**62 + world.rank, -1]), np.float64(np.pi * (world.rank + 1)),
-              np.array([[world.rank == 1]]), np.float32([-0.0, np.nan, 1e-45])]
+    values = [
+        np.array([2**62 + world.rank, -1]),
+        np.float64(np.pi * (world.rank + 1)),
+        np.array([[world.rank == 1]]),
+        np.float32([-0.0, np.nan, 1e-45]),
+    ]
     seen["gathered"] = [world.gather(value).tobytes().hex() for value in values]
 
     network, found = build(100 + world.rank)

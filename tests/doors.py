@@ -1,4 +1,5 @@
 """Runs the commands as a user does: in processes of their own, from another folder."""
+
 import json
 import os
 import subprocess
@@ -61,13 +62,16 @@ def door(name, *arguments, cwd, timeout=300, **variables):
 
 def killed_door(at, name, *arguments, cwd, signal="SIGKILL", timeout=300):
     """Run a script of the project that is sent a signal at a call: `at` is "module function before|after count"."""
-    return _run([sys.executable, "-c", KILLER.replace("{signal}", signal), *at.split(), *command(name, *arguments)[1:]],
-                cwd, timeout, {})
+    return _run(
+        [sys.executable, "-c", KILLER.replace("{signal}", signal), *at.split(), *command(name, *arguments)[1:]],
+        cwd,
+        timeout,
+        {},
+    )
 
 
 def _run(line, cwd, timeout, variables):
-    return subprocess.run(line, cwd=cwd, timeout=timeout, env=environment(**variables), capture_output=True,
-                          text=True)
+    return subprocess.run(line, cwd=cwd, timeout=timeout, env=environment(**variables), capture_output=True, text=True)
 
 
 def last_json(result):

@@ -1,4 +1,5 @@
 """Little datasets in the formats of the real ones, for tests."""
+
 import struct
 
 import numpy as np
@@ -53,9 +54,19 @@ def tiff(path, pixels, bits=None, order="<", photometric=1, sample_format=1, pla
     if bits == 12:
         data = b"".join((a << 12 | b).to_bytes(3, "big") for a, b in pixels.reshape(-1, 2).tolist())
     strips = channels if planar == 2 else 1
-    tags = {256: [width], 257: [height], 258: [bits] * channels, 259: [1], 262: [photometric], 273: None,
-            277: [channels], 278: [height], 279: [len(data) // strips] * strips, 284: [planar],
-            339: [sample_format] * channels}
+    tags = {
+        256: [width],
+        257: [height],
+        258: [bits] * channels,
+        259: [1],
+        262: [photometric],
+        273: None,
+        277: [channels],
+        278: [height],
+        279: [len(data) // strips] * strips,
+        284: [planar],
+        339: [sample_format] * channels,
+    }
     values_at = 8 + 2 + 12 * len(tags) + 4
     data_at = values_at + 4 * sum(strips if values is None else len(values) for values in tags.values())
     tags[273] = [data_at + i * len(data) // strips for i in range(strips)]

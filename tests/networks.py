@@ -1,4 +1,5 @@
 """What the tests that train small networks of their own share."""
+
 from dataclasses import replace
 
 from mindspore import nn, ops

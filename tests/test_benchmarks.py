@@ -1,4 +1,5 @@
 """The benchmark scripts run and refuse what they cannot use; what they measure is not tested."""
+
 import json
 
 import numpy as np
@@ -14,9 +15,12 @@ def sparse_file(tmp_path):
     weight = np.zeros((3, 5), np.float32)
     weight[1, 2] = 2
     graph = helper.make_graph(
-        [helper.make_node("Gemm", ["images", "w"], ["out"], transB=1)], "net",
+        [helper.make_node("Gemm", ["images", "w"], ["out"], transB=1)],
+        "net",
         [helper.make_tensor_value_info("images", TensorProto.FLOAT, (4, 5))],
-        [helper.make_tensor_value_info("out", TensorProto.FLOAT, (4, 3))], [numpy_helper.from_array(weight, "w")])
+        [helper.make_tensor_value_info("out", TensorProto.FLOAT, (4, 3))],
+        [numpy_helper.from_array(weight, "w")],
+    )
     path = tmp_path / "net.onnx"
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), str(path))
     return path
@@ -33,8 +37,9 @@ def test_onnx_files_are_timed(sparse_file):
 
 def test_the_data_pipeline_is_timed_against_the_step(tmp_path):
     (tmp_path / "tiny.yaml").write_text(TINY)
-    result = door("scripts/benchmark_data.py", "--config", "tiny.yaml", "--workers", 1, 2, "--seconds", 0.1,
-                  cwd=tmp_path)
+    result = door(
+        "scripts/benchmark_data.py", "--config", "tiny.yaml", "--workers", 1, 2, "--seconds", 0.1, cwd=tmp_path
+    )
     assert result.returncode == 0, result.stderr
     lines = [json.loads(line) for line in result.stdout.splitlines()]
     assert [line["workers"] for line in lines] == [1, 2]
@@ -43,13 +48,16 @@ def test_the_data_pipeline_is_timed_against_the_step(tmp_path):
         assert line["ratio"] == pytest.approx(line["pipeline_images_per_s"] / line["step_images_per_s"], abs=0.01)
 
 
-@pytest.mark.parametrize("name, arguments, word", [
-    ("benchmark_onnx.py", ["nowhere.onnx"], "nowhere.onnx"),
-    ("benchmark_onnx.py", [__file__], "is not an ONNX file"),
-    ("benchmark_onnx.py", ["x.onnx", "--seconds", "0"], "--seconds"),
-    ("benchmark_onnx.py", ["x.onnx", "--threads", "0"], "--threads"),
-    ("benchmark.py", ["walking"], "walking"),
-])
+@pytest.mark.parametrize(
+    "name, arguments, word",
+    [
+        ("benchmark_onnx.py", ["nowhere.onnx"], "nowhere.onnx"),
+        ("benchmark_onnx.py", [__file__], "is not an ONNX file"),
+        ("benchmark_onnx.py", ["x.onnx", "--seconds", "0"], "--seconds"),
+        ("benchmark_onnx.py", ["x.onnx", "--threads", "0"], "--threads"),
+        ("benchmark.py", ["walking"], "walking"),
+    ],
+)
 def test_mistakes(tmp_path, name, arguments, word):
     result = door(f"scripts/{name}", *arguments, cwd=tmp_path)
     assert result.returncode == 2 and word in result.stderr and result.stderr.count("\n") <= 2

@@ -1,4 +1,5 @@
 """The comparison: what it refuses, what it counts, and that it goes on wherever it was cut off."""
+
 import csv
 import json
 import os
@@ -69,10 +70,12 @@ def project(tmp_path, monkeypatch):
     (tmp_path / "a.yaml").write_text(CONFIG)
     (tmp_path / "rpg_ms").mkdir()
     (tmp_path / "rpg_ms/__init__.py").write_text(
-        f"{(PROJECT / 'rpg_ms/__init__.py').read_text()}\n__path__.append({str(PROJECT / 'rpg_ms')!r})\n")
+        f"{(PROJECT / 'rpg_ms/__init__.py').read_text()}\n__path__.append({str(PROJECT / 'rpg_ms')!r})\n"
+    )
     (tmp_path / "rpg_ms/__main__.py").write_text(
         f"import sys\nif sys.argv[1] == 'train':\n    exec({FAKE!r})\nelse:\n"
-        "    from rpg_ms.commands import main\n    main()\n")
+        "    from rpg_ms.commands import main\n    main()\n"
+    )
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -83,8 +86,9 @@ def planned(*methods, seeds=(0,), settings=()):
 
 def run_fakes(runs):
     documents = []
-    failures, stopped_by = run_missing(runs, "runs", lambda failures: documents.append(
-        collect(runs, failures, "rpg-ms compare", "a.yaml", [])))
+    failures, stopped_by = run_missing(
+        runs, "runs", lambda failures: documents.append(collect(runs, failures, "rpg-ms compare", "a.yaml", []))
+    )
     assert stopped_by is None
     return failures, documents
 
@@ -98,9 +102,9 @@ def compare_fakes(*methods, **variables):
 
 
 def in_a_group_of_its_own(line, cwd, variables):
-    return subprocess.run(line, cwd=cwd, env=environment(**variables), start_new_session=True,
-                          capture_output=True, text=True,
-                          timeout=120)
+    return subprocess.run(
+        line, cwd=cwd, env=environment(**variables), start_new_session=True, capture_output=True, text=True, timeout=120
+    )
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -108,51 +112,65 @@ def in_a_group_of_its_own(line, cwd, variables):
 # ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("text, entry", [
-    ("rpg", Entry("rpg", "rpg")),
-    ("plain=gmp", Entry("plain", "gmp")),
-    ("RPG λ/2=rpg,rank.lambda=0.25,pruning.alpha=0.1",
-     Entry("RPG λ/2", "rpg", ("rank.lambda=0.25", "pruning.alpha=0.1"))),
-    ("x=gmp,schedule.milestones=[0.5,0.75],pruning.exclude=[a, b]",
-     Entry("x", "gmp", ("schedule.milestones=[0.5,0.75]", "pruning.exclude=[a, b]"))),
-])
+@pytest.mark.parametrize(
+    "text, entry",
+    [
+        ("rpg", Entry("rpg", "rpg")),
+        ("plain=gmp", Entry("plain", "gmp")),
+        (
+            "RPG λ/2=rpg,rank.lambda=0.25,pruning.alpha=0.1",
+            Entry("RPG λ/2", "rpg", ("rank.lambda=0.25", "pruning.alpha=0.1")),
+        ),
+        (
+            "x=gmp,schedule.milestones=[0.5,0.75],pruning.exclude=[a, b]",
+            Entry("x", "gmp", ("schedule.milestones=[0.5,0.75]", "pruning.exclude=[a, b]")),
+        ),
+    ],
+)
 def test_method_entries(text, entry):
     assert parse_entry(text) == entry
 
 
-@pytest.mark.parametrize("text, words", [
-    ("rgp", ["'rgp' is not one of rpg, "]),
-    ("a=", ["'' is not one of"]),
-    ("=rpg", ["LABEL=METHOD"]),
-    ("a\nb=rpg", ["LABEL=METHOD"]),
-    ("rpg,rank.lambda=0", ["label", "LABEL=rpg,rank.lambda=0"]),
-    ("a=rpg,rank.lambda", ["'rpg,rank.lambda' is not one of"]),
-    ("a=rpg,seed=1", ["seed is given by --seeds"]),
-    ("a=rpg,pruning={density: 0.1}", ["pruning.method is given by --methods"]),
-    ("a=rpg,data.validation=0.5", ["data.validation", "--set, for all methods"]),
-])
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("rgp", ["'rgp' is not one of rpg, "]),
+        ("a=", ["'' is not one of"]),
+        ("=rpg", ["LABEL=METHOD"]),
+        ("a\nb=rpg", ["LABEL=METHOD"]),
+        ("rpg,rank.lambda=0", ["label", "LABEL=rpg,rank.lambda=0"]),
+        ("a=rpg,rank.lambda", ["'rpg,rank.lambda' is not one of"]),
+        ("a=rpg,seed=1", ["seed is given by --seeds"]),
+        ("a=rpg,pruning={density: 0.1}", ["pruning.method is given by --methods"]),
+        ("a=rpg,data.validation=0.5", ["data.validation", "--set, for all methods"]),
+    ],
+)
 def test_method_entries_refused(text, words):
     with pytest.raises(UserError) as error:
         parse_entry(text)
     assert all(word in str(error.value) for word in words), error.value
 
 
-@pytest.mark.parametrize("arguments, words", [
-    (["--methods", "rpg", "rgp"], ["'rgp' is not one of rpg, "]),
-    (["--methods", "rpg", "gmp", "rpg=gmp"], ["label: rpg is given twice"]),
-    (["--methods", "a b=rpg", "a_b=gmp"], ["same folder", "a_b_d0.2_s0"]),
-    (["--methods", "rpg", "--densities", "0.1", "1.5"], ["--densities: 1.5 is not in (0, 1]"]),
-    (["--methods", "rpg", "--densities", "nan"], ["--densities: nan"]),
-    (["--methods", "rpg", "--densities", "0.1", "0.10"], ["--densities: 0.1 is given twice"]),
-    (["--methods", "rpg", "--seeds", "1", "1"], ["--seeds: 1 is given twice"]),
-    (["--methods", "rpg", "--seeds", "-1"], ["seed", "-1"]),
-    (["--methods", "rpg", "--set", "pruning . method=gmp"], ["--set", "method is given by --methods"]),
-    (["--methods", "rpg", "--set", "output_dir=x"], ["output_dir is given by --output_dir"]),
-    (["--methods", "rpg", "--set", "rank.lamda=1"], ["--set: rank.lamda", "lambda"]),
-    (["--methods", "rpg", "x=gmp,pruning.alpha=0.3"], ["x: ", "pruning.alpha"]),
-    (["--methods", "rpg", "--results", "a.yaml/x"], ["--results: a.yaml/x cannot be written"]),
-    (["--methods", "rpg", "--output_dir", "a.yaml"], ["--output_dir: a.yaml cannot be written"]),
-], ids=lambda value: " ".join(value[1:]) if value[0].startswith("--") else "")
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["--methods", "rpg", "rgp"], ["'rgp' is not one of rpg, "]),
+        (["--methods", "rpg", "gmp", "rpg=gmp"], ["label: rpg is given twice"]),
+        (["--methods", "a b=rpg", "a_b=gmp"], ["same folder", "a_b_d0.2_s0"]),
+        (["--methods", "rpg", "--densities", "0.1", "1.5"], ["--densities: 1.5 is not in (0, 1]"]),
+        (["--methods", "rpg", "--densities", "nan"], ["--densities: nan"]),
+        (["--methods", "rpg", "--densities", "0.1", "0.10"], ["--densities: 0.1 is given twice"]),
+        (["--methods", "rpg", "--seeds", "1", "1"], ["--seeds: 1 is given twice"]),
+        (["--methods", "rpg", "--seeds", "-1"], ["seed", "-1"]),
+        (["--methods", "rpg", "--set", "pruning . method=gmp"], ["--set", "method is given by --methods"]),
+        (["--methods", "rpg", "--set", "output_dir=x"], ["output_dir is given by --output_dir"]),
+        (["--methods", "rpg", "--set", "rank.lamda=1"], ["--set: rank.lamda", "lambda"]),
+        (["--methods", "rpg", "x=gmp,pruning.alpha=0.3"], ["x: ", "pruning.alpha"]),
+        (["--methods", "rpg", "--results", "a.yaml/x"], ["--results: a.yaml/x cannot be written"]),
+        (["--methods", "rpg", "--output_dir", "a.yaml"], ["--output_dir: a.yaml cannot be written"]),
+    ],
+    ids=lambda value: " ".join(value[1:]) if value[0].startswith("--") else "",
+)
 def test_mistakes_are_found_before_the_first_run(project, arguments, words):
     result = door("compare", "--config", "a.yaml", "--densities", "0.2", *arguments, cwd=project)
     refused(result, *words)
@@ -162,28 +180,36 @@ def test_mistakes_are_found_before_the_first_run(project, arguments, words):
 def test_cells(project):
     runs = planned("gmp", "λ .5/x=rpg,rank.lambda=0.5", "dense", seeds=(3, 4), settings=["rank.lambda=0.1"])
     found = [(run.folder.name, run.config.pruning.method, run.config.rank.lambda_) for run in runs[:3]]
-    assert found == [("gmp_d0.2_s3", "gmp", 0.1), ("λ_.5_x_d0.2_s3", "rpg", 0.5),
-                     ("dense_d1_s3", "dense", 0.1)]
+    assert found == [("gmp_d0.2_s3", "gmp", 0.1), ("λ_.5_x_d0.2_s3", "rpg", 0.5), ("dense_d1_s3", "dense", 0.1)]
     assert [run.config.seed for run in runs] == [3, 3, 3, 4, 4, 4]
     assert [run.config.pruning.density for run in runs[:3]] == [0.2, 0.2, 1.0]
 
 
 def test_a_method_keeps_its_own_values(project):
     """A file made for RPG does not turn the other methods into mixtures of theirs and RPG's values."""
-    (project / "a.yaml").write_text(CONFIG.replace(
-        "pruning: {", "rank: {lambda: 3.0, delta: 0.4}\npruning: {schedule: exponential, alpha: 0.2, "))
+    (project / "a.yaml").write_text(
+        CONFIG.replace("pruning: {", "rank: {lambda: 3.0, delta: 0.4}\npruning: {schedule: exponential, alpha: 0.2, ")
+    )
 
     def values(run):
         pruning, rank = run.config.pruning, run.config.rank
-        return (pruning.schedule, pruning.alpha, rank.lambda_, rank.delta, pruning.update_every,
-                pruning.prune_until, pruning.freeze_after)
+        return (
+            pruning.schedule,
+            pruning.alpha,
+            rank.lambda_,
+            rank.delta,
+            pruning.update_every,
+            pruning.prune_until,
+            pruning.freeze_after,
+        )
 
     assert [values(run) for run in planned("rpg", "gmp", "rigl", "st3", "both=rigl,rank.lambda=3.0")] == [
         ("exponential", 0.2, 3.0, 0.4, 3, 0.6, 0.7),
         ("cubic", 0.0, 0.0, 0.1, 3, 0.6, 0.7),
         ("constant", 0.3, 0.0, 0.1, 3, 0.75, 0.75),
         ("cubic", 0.0, 0.0, 0.1, 1, 0.5, 1.0),
-        ("constant", 0.3, 3.0, 0.1, 3, 0.75, 0.75)]
+        ("constant", 0.3, 3.0, 0.1, 3, 0.75, 0.75),
+    ]
     assert values(planned("rigl", settings=["pruning.alpha=0.5"])[0])[1] == 0.5
 
 
@@ -192,8 +218,11 @@ def test_clipping_is_a_methods_own_only_where_it_comes_with_one(project):
     assert clips("st3", "rpg", "gmp") == [3.0, None, None]
     (project / "a.yaml").write_text(CONFIG.replace("train: {", "train: {clip_norm: 100.0, "))
     assert clips("rpg", "gmp", "st3") == [100.0, 100.0, 3.0]
-    (project / "a.yaml").write_text(CONFIG.replace("train: {", "train: {clip_norm: 3.0, ").replace(
-        "pruning: {method: rpg", "pruning: {method: st3, alpha: 0"))
+    (project / "a.yaml").write_text(
+        CONFIG.replace("train: {", "train: {clip_norm: 3.0, ").replace(
+            "pruning: {method: rpg", "pruning: {method: st3, alpha: 0"
+        )
+    )
     assert clips("st3", "rpg", "gmp") == [3.0, None, None]
 
 
@@ -219,24 +248,43 @@ def test_run_of_another_configuration(project):
     planned("gmp")
 
 
-@pytest.mark.parametrize("name, content, words", [
-    ("summary.json", "", "summary.json: not JSON"),
-    ("summary.json", "{}", "summary.json: top1 is missing"),
-    ("environment.json", "{", "environment.json: not JSON"),
-    ("environment.json", "{}", "environment.json: machine is missing"),
-])
+@pytest.mark.parametrize(
+    "name, content, words",
+    [
+        ("summary.json", "", "summary.json: not JSON"),
+        ("summary.json", "{}", "summary.json: top1 is missing"),
+        ("environment.json", "{", "environment.json: not JSON"),
+        ("environment.json", "{}", "environment.json: machine is missing"),
+    ],
+)
 def test_damaged_files_are_named(project, name, content, words):
     run_fakes(planned("gmp"))
     (project / "runs/gmp_d0.2_s0" / name).write_text(content)
     for arguments in [], ["--dry_run"]:
-        refused(door("compare", "--config", "a.yaml", "--methods", "gmp", "--densities", "0.2", "--output_dir", "runs",
-                     *arguments, cwd=project), f"runs/gmp_d0.2_s0/{words}")
+        refused(
+            door(
+                "compare",
+                "--config",
+                "a.yaml",
+                "--methods",
+                "gmp",
+                "--densities",
+                "0.2",
+                "--output_dir",
+                "runs",
+                *arguments,
+                cwd=project,
+            ),
+            f"runs/gmp_d0.2_s0/{words}",
+        )
 
 
 def test_names_that_no_file_can_have(project):
-    for arguments, words in [(["--methods", f"{'x' * 300}=gmp"], "File name too long"),
-                             (["--methods", "gmp", "--output_dir", "x" * 300], "File name too long"),
-                             (["--methods", "gmp", "--results", b"r\xff"], "not UTF-8 text")]:
+    for arguments, words in [
+        (["--methods", f"{'x' * 300}=gmp"], "File name too long"),
+        (["--methods", "gmp", "--output_dir", "x" * 300], "File name too long"),
+        (["--methods", "gmp", "--results", b"r\xff"], "not UTF-8 text"),
+    ]:
         line = [*command("compare", "--config", "a.yaml", "--densities", "0.2"), *arguments]
         refused(in_a_group_of_its_own(line, project, {}), words)
 
@@ -255,8 +303,20 @@ def test_dry_run_lists_and_leaves_nothing(project):
     (project / "runs/rpg_d0.2_s0").mkdir(parents=True)
     run_fakes(planned("gmp"))
     before = sorted(project.rglob("*"))
-    result = door("compare", "--config", "a.yaml", "--methods", "rpg", "gmp", "--densities", "0.2",
-                  "--output_dir", "runs", "--dry_run", cwd=project)
+    result = door(
+        "compare",
+        "--config",
+        "a.yaml",
+        "--methods",
+        "rpg",
+        "gmp",
+        "--densities",
+        "0.2",
+        "--output_dir",
+        "runs",
+        "--dry_run",
+        cwd=project,
+    )
     assert result.returncode == 0 and sorted(project.rglob("*")) == before
     assert [line.split()[0] for line in result.stdout.splitlines()] == ["missing", "finished"]
 
@@ -272,7 +332,8 @@ def test_a_failing_run_does_not_stop_the_others(project, monkeypatch, capfd):
     assert capfd.readouterr().out.splitlines() == [
         "[1/3] gmp at 80 % sparsity, seed 0: top-1 accuracy 70.00 %, 1.0 min",
         "[2/3] bad at 80 % sparsity, seed 0: failed: out of luck (exit status 1)",
-        "[3/3] rpg at 80 % sparsity, seed 0: top-1 accuracy 70.00 %, 1.0 min"]
+        "[3/3] rpg at 80 % sparsity, seed 0: top-1 accuracy 70.00 %, 1.0 min",
+    ]
     assert "| bad | failed | – |" in page(documents[-1])
     assert "bad at 80 % sparsity, seed 0, failed: out of luck (exit status 1)" in page(documents[-1])
     # The second time only the one that failed is run, and its log goes on.
@@ -294,13 +355,19 @@ def test_failures_are_an_exit_status(project):
     assert "| gmp | failed | – |" in result.stdout
 
 
-@pytest.mark.parametrize("printed, status, said", [
-    ("loss 1\nrpg-ms train: error: the disk is full\n", 1, "the disk is full (exit status 1)"),
-    ("Traceback\n  File x\nRuntimeError: broken\n\n----\n- C++ Call Stack\n----\na.cc:1\n", 1,
-     "RuntimeError: broken (exit status 1)"),
-    ("epoch 1\n", -signal.SIGKILL, "epoch 1 (killed by SIGKILL)"),
-    ("", 7, "it printed nothing (exit status 7)"),
-])
+@pytest.mark.parametrize(
+    "printed, status, said",
+    [
+        ("loss 1\nrpg-ms train: error: the disk is full\n", 1, "the disk is full (exit status 1)"),
+        (
+            "Traceback\n  File x\nRuntimeError: broken\n\n----\n- C++ Call Stack\n----\na.cc:1\n",
+            1,
+            "RuntimeError: broken (exit status 1)",
+        ),
+        ("epoch 1\n", -signal.SIGKILL, "epoch 1 (killed by SIGKILL)"),
+        ("", 7, "it printed nothing (exit status 7)"),
+    ],
+)
 def test_reason_of_a_failure(printed, status, said):
     assert reason(printed, status) == said
 
@@ -317,15 +384,20 @@ if folder.name == "gmp_d0.2_s1":
 """
 
 
-@pytest.mark.parametrize("number, send", [(signal.SIGINT, "os.killpg(0, signal.SIGINT)"),
-                                          (signal.SIGTERM, "os.kill(os.getppid(), signal.SIGTERM)")],
-                         ids=["Ctrl-C", "SIGTERM"])
+@pytest.mark.parametrize(
+    "number, send",
+    [(signal.SIGINT, "os.killpg(0, signal.SIGINT)"), (signal.SIGTERM, "os.kill(os.getppid(), signal.SIGTERM)")],
+    ids=["Ctrl-C", "SIGTERM"],
+)
 def test_stopped(project, number, send):
     """Ctrl-C reaches the whole group, but the run hears of SIGTERM only, and can write its checkpoint."""
     result = compare_fakes("gmp", "rpg", "--seeds", "0", "1", TROUBLE=STOP.format(send=send))
     refused(result, number.name, "runs/results.md", "the same command goes on", status=128 + number)
     assert [line.rpartition(": ")[2] for line in result.stdout.splitlines()] == [
-        "top-1 accuracy 70.00 %, 1.0 min", "top-1 accuracy 70.00 %, 1.0 min", "stopped"]
+        "top-1 accuracy 70.00 %, 1.0 min",
+        "top-1 accuracy 70.00 %, 1.0 min",
+        "stopped",
+    ]
     assert (project / "runs/gmp_d0.2_s1/checkpoint").exists() and not (project / "runs/rpg_d0.2_s1").exists()
     runs = json.loads((project / "runs/results.json").read_text())["runs"]
     assert [run["status"] for run in runs] == ["finished", "finished", "cut off", "missing"]
@@ -344,25 +416,59 @@ def test_two_comparisons_in_one_folder(project):
 
 def made_up(**changes):
     """A document of hand-made runs: three methods, two densities, up to three seeds."""
+
     def run(label, density, seed, top1=None, minutes=1.0, **more):
-        figures = {"status": "missing"} if top1 is None else {
-            "status": "finished", "top1": top1, "density": density, "nonzero": 1, "prunable": 9, "steps": 5,
-            "seconds": 60 * minutes, "environment": 0}
+        figures = (
+            {"status": "missing"}
+            if top1 is None
+            else {
+                "status": "finished",
+                "top1": top1,
+                "density": density,
+                "nonzero": 1,
+                "prunable": 9,
+                "steps": 5,
+                "seconds": 60 * minutes,
+                "environment": 0,
+            }
+        )
         if label == "c" and top1 is not None:  # a|b is of an earlier version, whose summaries had no rank
             figures["rank"] = 50 + 10 * seed
-        return {"label": label, "method": "gmp", "settings": ["rank.lambda=0", "a.b=[1, 2]"],
-                "target_density": density, "seed": seed, **figures, **more}
+        return {
+            "label": label,
+            "method": "gmp",
+            "settings": ["rank.lambda=0", "a.b=[1, 2]"],
+            "target_density": density,
+            "seed": seed,
+            **figures,
+            **more,
+        }
+
     document = {
-        "command": "rpg-ms compare --config x.yaml", "config": "x.yaml", "settings": [],
-        "evaluated_on": "test", "date": "2024-02-29",
-        "environments": [{"machine": {"cpu": "Some CPU", "cores": 2, "memory_gb": 8, "platform": "Linux"},
-                          "versions": {"python": "3.11.7", "mindspore": "2.7.0"}}],
+        "command": "rpg-ms compare --config x.yaml",
+        "config": "x.yaml",
+        "settings": [],
+        "evaluated_on": "test",
+        "date": "2024-02-29",
+        "environments": [
+            {
+                "machine": {"cpu": "Some CPU", "cores": 2, "memory_gb": 8, "platform": "Linux"},
+                "versions": {"python": "3.11.7", "mindspore": "2.7.0"},
+            }
+        ],
         "runs": [
-            run("a|b", 0.02, 0, 90.0, 2), run("a|b", 0.02, 1, 92.0, 3), run("a|b", 0.02, 2, 94.0, 4),
+            run("a|b", 0.02, 0, 90.0, 2),
+            run("a|b", 0.02, 1, 92.0, 3),
+            run("a|b", 0.02, 2, 94.0, 4),
             run("a|b", 0.005, 0, 80.123, 3),
-            run("c", 0.02, 0, 91.0), run("c", 0.02, 2, 95.0), run("c", 0.02, 1, status="failed", reason="out of luck"),
+            run("c", 0.02, 0, 91.0),
+            run("c", 0.02, 2, 95.0),
+            run("c", 0.02, 1, status="failed", reason="out of luck"),
             run("c", 0.005, 0, 80.121),
-            run("d", 0.02, 0, status="failed", reason="x"), run("d", 0.005, 0)]}
+            run("d", 0.02, 0, status="failed", reason="x"),
+            run("d", 0.005, 0),
+        ],
+    }
     return {**document, **changes}
 
 
@@ -379,31 +485,35 @@ def test_table():
     assert table(made_up(), "en") == TABLE.strip()
     chinese = table(made_up(), "cn")
     assert chinese == TABLE.strip().replace("method", "方法").replace("minutes per run", "每次运行分钟数").replace(
-        "failed", "失败")
+        "failed", "失败"
+    )
     assert "**" not in table(made_up(runs=made_up()["runs"][:4]), "en"), "the best of one"
 
 
 def test_ranks_are_shown_where_every_run_has_one():
     ranked = [run for run in made_up()["runs"] if run["label"] != "a|b"]
     assert "| method | 98 % | 99.5 % |\n| --- | --- | --- |\n| c | 60.00 ± 14.14 (2) | 50.00 (1) |\n\n" in section(
-        made_up(runs=ranked))
+        made_up(runs=ranked)
+    )
     assert "| method | 98 % |\n| --- | --- |\n| c | 60.00 ± 14.14 (2) |\n\n" in section(
-        made_up(runs=ranked + [run for run in made_up()["runs"] if run["label"] == "a|b"][3:]))
+        made_up(runs=ranked + [run for run in made_up()["runs"] if run["label"] == "a|b"][3:])
+    )
     assert section(made_up()).count("method") == 1
 
 
 def test_page_names_where_when_and_how():
     text = page(made_up())
-    for word in ("Some CPU", "2 cores", "8 GB", "mindspore 2.7.0", "2024-02-29",
-                 "`rpg-ms compare --config x.yaml`"):
+    for word in ("Some CPU", "2 cores", "8 GB", "mindspore 2.7.0", "2024-02-29", "`rpg-ms compare --config x.yaml`"):
         assert word in text and word not in section(made_up())
     assert "test images" in section(made_up())
     assert "validation images" in section(made_up(evaluated_on="validation"))
 
 
 def test_csv_of_means():
-    lines = {(line["label"], line["target_density"]): line
-             for line in csv.DictReader(csv_text(means(made_up())).splitlines())}
+    lines = {
+        (line["label"], line["target_density"]): line
+        for line in csv.DictReader(csv_text(means(made_up())).splitlines())
+    }
     assert len(lines) == 6
     three, two, none = lines["a|b", "0.02"], lines["c", "0.02"], lines["d", "0.005"]
     assert (three["seeds"], three["top1_mean"], three["top1_std"], three["seconds_mean"]) == ("3", "92.0", "2.0", "180")
@@ -431,8 +541,23 @@ def test_killed_and_run_again(tmp_path):
     is killed with the whole comparison at its second checkpoint."""
     (tmp_path / "tinynet.py").write_text(NETWORK)
     (tmp_path / "a.yaml").write_text(CONFIG)
-    line = command("compare", "--config", "a.yaml", "--methods", "gmp", "twin=gmp,pruning.schedule=cubic",
-                   "--densities", "0.2", "--seeds", "0", "1", "--output_dir", "runs", "--results", "table")
+    line = command(
+        "compare",
+        "--config",
+        "a.yaml",
+        "--methods",
+        "gmp",
+        "twin=gmp,pruning.schedule=cubic",
+        "--densities",
+        "0.2",
+        "--seeds",
+        "0",
+        "1",
+        "--output_dir",
+        "runs",
+        "--results",
+        "table",
+    )
     runs = tmp_path / "runs"
 
     result = in_a_group_of_its_own(line, tmp_path, {"KILL": "twin_d0.2_s0"})
@@ -462,5 +587,6 @@ def test_killed_and_run_again(tmp_path):
         assert (run["nonzero"], run["steps"], run["environment"]) == (round(0.2 * run["prunable"]), 16, 0)
     assert document["environments"][0]["versions"]["mindspore"] not in ("", "unknown")
     assert {"results.json", "results.csv", "runs.csv", "results.md", "report.html"} <= set(
-        os.listdir(tmp_path / "table"))
+        os.listdir(tmp_path / "table")
+    )
     assert result.stdout.rstrip().endswith(table(document, "en"))

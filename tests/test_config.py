@@ -1,4 +1,5 @@
 """The configuration: legal values come through, everything else is one line naming source and key."""
+
 from __future__ import annotations
 
 import importlib
@@ -85,8 +86,7 @@ def test_the_result_is_immutable(write):
 
 def test_overrides_and_flags_win_in_order(write):
     name = write("seed: 1\noutput_dir: from_file\ntrain: {epochs: 2, batch_size: 4}\n")
-    overrides = ["seed=2", "train.epochs=3", "train.epochs=5", "train={eval_every: 7}",
-                 "schedule.milestones=[0.25]"]
+    overrides = ["seed=2", "train.epochs=3", "train.epochs=5", "train={eval_every: 7}", "schedule.milestones=[0.25]"]
     config = load_config(name, overrides, seed=3, device_target="CPU", output_dir="1e-4")
     assert (config.seed, config.device_target, config.output_dir) == (3, "CPU", "1e-4")
     assert (config.train.epochs, config.train.batch_size, config.train.eval_every) == (5, 4, 7)
@@ -161,8 +161,9 @@ def test_a_missing_base_says_where_it_was_looked_for(write, tmp_path):
     write("base: low.yaml", "real/top.yaml")
     assert complaint(write("base: no.yaml", "real/x.yaml")) == "real/x.yaml: base: no.yaml: no such file: real/no.yaml"
     Path("link.yaml").symlink_to("real/top.yaml")
-    assert complaint("link.yaml") == ("link.yaml: base: low.yaml: no such file; a base is looked for beside the link "
-                                      "link.yaml, not beside its target")
+    assert complaint("link.yaml") == (
+        "link.yaml: base: low.yaml: no such file; a base is looked for beside the link link.yaml, not beside its target"
+    )
     Path("low.yaml").symlink_to("real/low.yaml")
     assert load_config("link.yaml").seed == 3
 
@@ -194,14 +195,22 @@ def test_other_tildes_stay(write, name):
     assert load_config(write(""), output_dir=name).output_dir == name
 
 
-@pytest.mark.parametrize("door, flags", [
-    ("train", "--config --output_dir --resume"), ("eval", "--config --output_dir --checkpoint_path"),
-    ("export", "--config --output_dir --checkpoint_path --file_name"), ("convert", "--from --to"),
-    ("compare", "--config --output_dir --results"), ("report", "--output_dir RUN_FOLDER"),
-    ("scripts/make_mindrecord", "FOLDER OUTPUT"), ("scripts/benchmark_onnx", "FILE.onnx"),
-])
+@pytest.mark.parametrize(
+    "door, flags",
+    [
+        ("train", "--config --output_dir --resume"),
+        ("eval", "--config --output_dir --checkpoint_path"),
+        ("export", "--config --output_dir --checkpoint_path --file_name"),
+        ("convert", "--from --to"),
+        ("compare", "--config --output_dir --results"),
+        ("report", "--output_dir RUN_FOLDER"),
+        ("scripts/make_mindrecord", "FOLDER OUTPUT"),
+        ("scripts/benchmark_onnx", "FILE.onnx"),
+    ],
+)
 def test_every_path_of_a_command_line_knows_the_home_folder(door, flags, home, monkeypatch):
     """What each parser makes of its own flags, without the work behind them."""
+
     class Parsed(Exception):
         pass
 
@@ -214,8 +223,11 @@ def test_every_path_of_a_command_line_knows_the_home_folder(door, flags, home, m
             runpy.run_path(str(PROJECT / f"{door}.py"))["main"]()
         else:
             importlib.import_module(f"rpg_ms.commands.{door}").main(OneLineParser())
-    actions = {name: action for action in caught.value.args[0]._actions
-               for name in [*action.option_strings, action.metavar or action.dest.upper()]}
+    actions = {
+        name: action
+        for action in caught.value.args[0]._actions
+        for name in [*action.option_strings, action.metavar or action.dest.upper()]
+    }
     for flag in flags.split():
         assert actions[flag].type("~/x") == f"{home}/x", flag
 
@@ -223,43 +235,48 @@ def test_every_path_of_a_command_line_knows_the_home_folder(door, flags, home, m
 # What is wrong with a value
 
 
-@pytest.mark.parametrize("override, line", [
-    ("pruning.density=1.5", "pruning.density: 1.5 is not in (0, 1]"),
-    ("pruning.density=0", "pruning.density: 0 is not in (0, 1]"),
-    ("pruning.alpha=1.01", "pruning.alpha: 1.01 is not in [0, 1]"),
-    ("train.label_smoothing=1", "train.label_smoothing: 1 is not in [0, 1)"),
-    ("train.epochs=0", "train.epochs: 0 is not in [1, 2^31 - 1]"),
-    ("train.epochs=2147483648", "train.epochs: 2147483648 is not in [1, 2^31 - 1]"),
-    ("optimizer.lr=0", "optimizer.lr: 0 is not > 0"),
-    ("rank.lambda=-1", "rank.lambda: -1 is not >= 0"),
-    ("optimizer.lr=.inf", "optimizer.lr: inf is not a finite number"),
-    ("optimizer.lr=.nan", "optimizer.lr: nan is not a finite number"),
-    ("optimizer.lr=1e999", "optimizer.lr: inf is not a finite number"),
-    ("optimizer.lr=true", "optimizer.lr: true is a boolean, not a number > 0"),
-    ("optimizer.lr='0.1'", "optimizer.lr: '0.1' is a string, not a number > 0"),
-    ("train.epochs=true", "train.epochs: true is a boolean, not an integer in [1, 2^31 - 1]"),
-    ("train.epochs=3.0", "train.epochs: 3.0 is a number, not an integer in [1, 2^31 - 1]"),
-    ("train.epochs=1.5", "train.epochs: 1.5 is a number, not an integer in [1, 2^31 - 1]"),
-    ("train.epochs=", "train.epochs: null is not an integer in [1, 2^31 - 1]"),
-    ("model.num_classes=1", "model.num_classes: 1 is not in [2, 2^31 - 1]"),
-    ("model.num_classes=x", "model.num_classes: 'x' is a string, not an integer in [2, 2^31 - 1] or null"),
-    ("optimizer.nesterov=1", "optimizer.nesterov: 1 is an integer, not true or false"),
-    ("optimizer.nesterov=yes", "optimizer.nesterov: 'yes' is a string, not true or false"),
-    ("optimizer.name=sdg", "optimizer.name: 'sdg' is not one of sgd, adam, adamw"),
-    ("pruning.method=3", f"pruning.method: 3 is not one of {', '.join(METHODS)}"),
-    ("model.name=3", "model.name: 3 is an integer, not a string of at least one character"),
-    ("model.name=''", "model.name: '' is not a string of at least one character"),
-    ('model.name="\\ud800"', r"model.name: '\ud800' is not a string of at least one character"),
-    ("schedule.milestones=[0.5, 2]", "schedule.milestones[1]: 2 is not in (0, 1)"),
-    ("schedule.milestones=[0.5, 0.2]", "schedule.milestones: [0.5, 0.2] is not in increasing order"),
-    ("schedule.milestones=0.5", "schedule.milestones: 0.5 is a number, not a list of numbers in (0, 1)"),
-    ("pruning.exclude=[1]", "pruning.exclude[0]: 1 is an integer, not a string of at least one character"),
-    ("train=", "train: null is not a group of keys: " + ", ".join(TrainConfig.model_fields)),
-    ("train=3", "train: 3 is an integer, not a group of keys: " + ", ".join(TrainConfig.model_fields)),
-    ("train={epochs: 0, batch_size: 0}", "train.epochs: 0 is not in [1, 2^31 - 1] (and 1 more wrong key)"),
-    ("optimizer={lr: 0, name: x, no: 0}",
-     "optimizer.name: 'x' is not one of sgd, adam, adamw (and 2 more wrong keys)"),
-])
+@pytest.mark.parametrize(
+    "override, line",
+    [
+        ("pruning.density=1.5", "pruning.density: 1.5 is not in (0, 1]"),
+        ("pruning.density=0", "pruning.density: 0 is not in (0, 1]"),
+        ("pruning.alpha=1.01", "pruning.alpha: 1.01 is not in [0, 1]"),
+        ("train.label_smoothing=1", "train.label_smoothing: 1 is not in [0, 1)"),
+        ("train.epochs=0", "train.epochs: 0 is not in [1, 2^31 - 1]"),
+        ("train.epochs=2147483648", "train.epochs: 2147483648 is not in [1, 2^31 - 1]"),
+        ("optimizer.lr=0", "optimizer.lr: 0 is not > 0"),
+        ("rank.lambda=-1", "rank.lambda: -1 is not >= 0"),
+        ("optimizer.lr=.inf", "optimizer.lr: inf is not a finite number"),
+        ("optimizer.lr=.nan", "optimizer.lr: nan is not a finite number"),
+        ("optimizer.lr=1e999", "optimizer.lr: inf is not a finite number"),
+        ("optimizer.lr=true", "optimizer.lr: true is a boolean, not a number > 0"),
+        ("optimizer.lr='0.1'", "optimizer.lr: '0.1' is a string, not a number > 0"),
+        ("train.epochs=true", "train.epochs: true is a boolean, not an integer in [1, 2^31 - 1]"),
+        ("train.epochs=3.0", "train.epochs: 3.0 is a number, not an integer in [1, 2^31 - 1]"),
+        ("train.epochs=1.5", "train.epochs: 1.5 is a number, not an integer in [1, 2^31 - 1]"),
+        ("train.epochs=", "train.epochs: null is not an integer in [1, 2^31 - 1]"),
+        ("model.num_classes=1", "model.num_classes: 1 is not in [2, 2^31 - 1]"),
+        ("model.num_classes=x", "model.num_classes: 'x' is a string, not an integer in [2, 2^31 - 1] or null"),
+        ("optimizer.nesterov=1", "optimizer.nesterov: 1 is an integer, not true or false"),
+        ("optimizer.nesterov=yes", "optimizer.nesterov: 'yes' is a string, not true or false"),
+        ("optimizer.name=sdg", "optimizer.name: 'sdg' is not one of sgd, adam, adamw"),
+        ("pruning.method=3", f"pruning.method: 3 is not one of {', '.join(METHODS)}"),
+        ("model.name=3", "model.name: 3 is an integer, not a string of at least one character"),
+        ("model.name=''", "model.name: '' is not a string of at least one character"),
+        ('model.name="\\ud800"', r"model.name: '\ud800' is not a string of at least one character"),
+        ("schedule.milestones=[0.5, 2]", "schedule.milestones[1]: 2 is not in (0, 1)"),
+        ("schedule.milestones=[0.5, 0.2]", "schedule.milestones: [0.5, 0.2] is not in increasing order"),
+        ("schedule.milestones=0.5", "schedule.milestones: 0.5 is a number, not a list of numbers in (0, 1)"),
+        ("pruning.exclude=[1]", "pruning.exclude[0]: 1 is an integer, not a string of at least one character"),
+        ("train=", "train: null is not a group of keys: " + ", ".join(TrainConfig.model_fields)),
+        ("train=3", "train: 3 is an integer, not a group of keys: " + ", ".join(TrainConfig.model_fields)),
+        ("train={epochs: 0, batch_size: 0}", "train.epochs: 0 is not in [1, 2^31 - 1] (and 1 more wrong key)"),
+        (
+            "optimizer={lr: 0, name: x, no: 0}",
+            "optimizer.name: 'x' is not one of sgd, adam, adamw (and 2 more wrong keys)",
+        ),
+    ],
+)
 def test_one_line_says_what_is_wrong(write, override, line):
     assert complaint(write(""), [override]) == f"--set: {line}"
     path, _, value = override.partition("=")
@@ -311,8 +328,12 @@ def test_unknown_keys_list_near_matches_and_the_allowed_keys(write):
 
 
 def test_long_values_are_abbreviated(write):
-    for value in ["x" * 1000, "[" + "1, " * 500 + "]", "{" + ", ".join(f"k{i}: 1" for i in range(500)) + "}",
-                  "0x" + "f" * 9000]:
+    for value in [
+        "x" * 1000,
+        "[" + "1, " * 500 + "]",
+        "{" + ", ".join(f"k{i}: 1" for i in range(500)) + "}",
+        "0x" + "f" * 9000,
+    ]:
         assert len(complaint(write(f"train: {{epochs: {value}}}"))) < 160
     assert len(complaint(write(f"train: {{{'k' * 500}: 1}}"))) < 300
 
@@ -320,38 +341,63 @@ def test_long_values_are_abbreviated(write):
 # What is wrong with the text
 
 
-@pytest.mark.parametrize("text, line", [
-    ("a: [1", "x.yaml: line 1, column 6: "),
-    ("train:\n\tepochs: 1", "x.yaml: line 2, column 1: found character '\\t' that cannot start any token"),
-    ("seed: 1\nseed: 2", "x.yaml: line 2, column 1: the key 'seed' is given twice"),
-    ("- a\n- b", "x.yaml: the top level is a list, not a mapping"),
-    ("words", "x.yaml: the top level is a string, not a mapping"),
-    ("seed: *a", "x.yaml: line 1, column 7: found undefined alias 'a'"),
-    ("seed: !!python/object/apply:os.system [true]", "x.yaml: line 1, column 7: could not determine a constructor"),
-    ("seed: 1\n---\nseed: 2", "x.yaml: line 2, column 1: "),
-    ("seed: " + "[" * 50_000, "x.yaml: not valid YAML: maximum recursion depth exceeded"),
-    ("1: 2", "x.yaml: the key 1 is an integer, not a string"),
-    ("train: {null: 2}", "x.yaml: the key null in train is null, not a string"),
-    ("train: {[1]: 2}", "x.yaml: line 1, column 9: found unhashable key"),
-    ("? {a: 1}\n: 2", "x.yaml: line 1, column 3: found unhashable key"),
-    ("seed: 1\nmodel: \x01", "x.yaml: not valid YAML: unacceptable character #x0001"),
-    (b"seed: 1\n\xff", "x.yaml: line 2: not UTF-8 text (byte 0xff)"),
-    ("seed: 1".encode("utf-16"), "x.yaml: line 1: not UTF-8 text (byte 0xff)"),
-    (b"\x89PNG\r\n\x1a\n\0\0", "x.yaml: line 1: not UTF-8 text (byte 0x89)"),
-    (b"\0" * 100, "x.yaml: not valid YAML: unacceptable character #x0000"),
-    (b"#" * 100_001, "x.yaml: longer than 100000 bytes"),
-    ("<!DOCTYPE html>\n<title>Sign in: Hub</title>", "x.yaml: a web page, not a configuration file"),
-    ("version https://git-lfs.github.com/spec/v1\nsize 12\n", "x.yaml: a pointer of Git LFS, not the file itself"),
-])
+@pytest.mark.parametrize(
+    "text, line",
+    [
+        ("a: [1", "x.yaml: line 1, column 6: "),
+        ("train:\n\tepochs: 1", "x.yaml: line 2, column 1: found character '\\t' that cannot start any token"),
+        ("seed: 1\nseed: 2", "x.yaml: line 2, column 1: the key 'seed' is given twice"),
+        ("- a\n- b", "x.yaml: the top level is a list, not a mapping"),
+        ("words", "x.yaml: the top level is a string, not a mapping"),
+        ("seed: *a", "x.yaml: line 1, column 7: found undefined alias 'a'"),
+        ("seed: !!python/object/apply:os.system [true]", "x.yaml: line 1, column 7: could not determine a constructor"),
+        ("seed: 1\n---\nseed: 2", "x.yaml: line 2, column 1: "),
+        ("seed: " + "[" * 50_000, "x.yaml: not valid YAML: maximum recursion depth exceeded"),
+        ("1: 2", "x.yaml: the key 1 is an integer, not a string"),
+        ("train: {null: 2}", "x.yaml: the key null in train is null, not a string"),
+        ("train: {[1]: 2}", "x.yaml: line 1, column 9: found unhashable key"),
+        ("? {a: 1}\n: 2", "x.yaml: line 1, column 3: found unhashable key"),
+        ("seed: 1\nmodel: \x01", "x.yaml: not valid YAML: unacceptable character #x0001"),
+        (b"seed: 1\n\xff", "x.yaml: line 2: not UTF-8 text (byte 0xff)"),
+        ("seed: 1".encode("utf-16"), "x.yaml: line 1: not UTF-8 text (byte 0xff)"),
+        (b"\x89PNG\r\n\x1a\n\0\0", "x.yaml: line 1: not UTF-8 text (byte 0x89)"),
+        (b"\0" * 100, "x.yaml: not valid YAML: unacceptable character #x0000"),
+        (b"#" * 100_001, "x.yaml: longer than 100000 bytes"),
+        ("<!DOCTYPE html>\n<title>Sign in: Hub</title>", "x.yaml: a web page, not a configuration file"),
+        ("version https://git-lfs.github.com/spec/v1\nsize 12\n", "x.yaml: a pointer of Git LFS, not the file itself"),
+    ],
+)
 def test_text_that_is_not_a_configuration(write, text, line):
     assert complaint(write(text)).startswith(line)
 
 
-@pytest.mark.parametrize("text, value", [
-    ("1e-4", 1e-4), ("1.5E+3", 1500.0), (".5", 0.5), ("0o17", 15), ("0x1F", 31), ("010", 10), ("-3", -3), ("+3", 3),
-    ("no", "no"), ("on", "on"), ("yes", "yes"), ("1_000", "1_000"), ("2020-01-01", "2020-01-01"), ("12:30", "12:30"),
-    ("~", None), ("", None), ("True", True), ("false", False), ("<<", "<<"), ("=", "="), ("'1'", "1"), ("[1, a]", [1, "a"]),
-])
+@pytest.mark.parametrize(
+    "text, value",
+    [
+        ("1e-4", 1e-4),
+        ("1.5E+3", 1500.0),
+        (".5", 0.5),
+        ("0o17", 15),
+        ("0x1F", 31),
+        ("010", 10),
+        ("-3", -3),
+        ("+3", 3),
+        ("no", "no"),
+        ("on", "on"),
+        ("yes", "yes"),
+        ("1_000", "1_000"),
+        ("2020-01-01", "2020-01-01"),
+        ("12:30", "12:30"),
+        ("~", None),
+        ("", None),
+        ("True", True),
+        ("false", False),
+        ("<<", "<<"),
+        ("=", "="),
+        ("'1'", "1"),
+        ("[1, a]", [1, "a"]),
+    ],
+)
 def test_scalars_are_those_of_yaml_1_2(text, value):
     found = _parse_yaml(text, "x")
     assert found == value and type(found) is type(value)
@@ -370,17 +416,20 @@ def test_files_that_cannot_be_read(write):
     assert complaint("a\nb") == r"a\nb: no such file"
 
 
-@pytest.mark.parametrize("override, line", [
-    ("seed", "'seed' is not of the form a.b=value"),
-    ("", "'' is not of the form a.b=value"),
-    ("=1", "'=1' is not of the form a.b=value"),
-    ("train..epochs=1", "'train..epochs=1' is not of the form a.b=value"),
-    (".seed=1", "'.seed=1' is not of the form a.b=value"),
-    ("seed.x=1", "seed.x: seed is a value, not a group of keys"),
-    ("train.epochs.x.y=1", "train.epochs.x.y: train.epochs is a value, not a group of keys"),
-    ("train.epochs=[1", "train.epochs: line 1, column 3: "),
-    ("base=y.yaml", "base: unknown key; "),
-])
+@pytest.mark.parametrize(
+    "override, line",
+    [
+        ("seed", "'seed' is not of the form a.b=value"),
+        ("", "'' is not of the form a.b=value"),
+        ("=1", "'=1' is not of the form a.b=value"),
+        ("train..epochs=1", "'train..epochs=1' is not of the form a.b=value"),
+        (".seed=1", "'.seed=1' is not of the form a.b=value"),
+        ("seed.x=1", "seed.x: seed is a value, not a group of keys"),
+        ("train.epochs.x.y=1", "train.epochs.x.y: train.epochs is a value, not a group of keys"),
+        ("train.epochs=[1", "train.epochs: line 1, column 3: "),
+        ("base=y.yaml", "base: unknown key; "),
+    ],
+)
 def test_malformed_overrides(write, override, line):
     assert complaint(write(""), [override]).startswith(f"--set: {line}")
 
@@ -388,14 +437,51 @@ def test_malformed_overrides(write, override, line):
 # Fuzz: whatever the text, a configuration or one line
 
 scalars = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8),
-    st.sampled_from(["1e-4", "0x1F", "-0", ".inf", "010", "1_000", "2020-99-99", "=", "<<", "~", "yes", "'",
-                     '"\\', "\t", "!!set", "&a", "*a", "%x", "@", "`", "? ", "- ", ": ", "|", ">", "\x85",
-                     "\u2028", "9" * 5000]),
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=8),
+    st.sampled_from(
+        [
+            "1e-4",
+            "0x1F",
+            "-0",
+            ".inf",
+            "010",
+            "1_000",
+            "2020-99-99",
+            "=",
+            "<<",
+            "~",
+            "yes",
+            "'",
+            '"\\',
+            "\t",
+            "!!set",
+            "&a",
+            "*a",
+            "%x",
+            "@",
+            "`",
+            "? ",
+            "- ",
+            ": ",
+            "|",
+            ">",
+            "\x85",
+            "\u2028",
+            "9" * 5000,
+        ]
+    ),
 )
 snippets = st.one_of(
-    scalars.map(str), st.recursive(scalars, lambda inner: st.one_of(
-        st.lists(inner, max_size=3), st.dictionaries(scalars, inner, max_size=3)), max_leaves=8).map(str),
+    scalars.map(str),
+    st.recursive(
+        scalars,
+        lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(scalars, inner, max_size=3)),
+        max_leaves=8,
+    ).map(str),
 )
 groups = st.sampled_from([path[0] for path in SCHEMAS])
 lines = st.one_of(
@@ -449,8 +535,10 @@ def test_any_override_gives_a_configuration_or_one_line(write, override):
 
 # the two ends of pruning are legal only together, which has a test of its own
 @fuzz
-@given(path=st.sampled_from([path for path in KEYS if path[-1] not in ("prune_until", "freeze_after")]),
-       value=st.one_of(st.integers(), st.floats(), st.booleans(), st.none()))
+@given(
+    path=st.sampled_from([path for path in KEYS if path[-1] not in ("prune_until", "freeze_after")]),
+    value=st.one_of(st.integers(), st.floats(), st.booleans(), st.none()),
+)
 def test_a_key_takes_exactly_what_its_row_of_the_reference_says(write, path, value):
     """The range is read from the rendered table, so the table, the check and the message cannot disagree."""
     row = next(line for line in reference_table().splitlines() if line.startswith(f"| `{'.'.join(path)}` |"))
@@ -478,20 +566,33 @@ def within(value, legal) -> bool:
 
 
 @fuzz
-@given(name=st.text(min_size=1), exclude=st.lists(st.text(min_size=1), max_size=3),
-       lr=st.floats(min_value=0, exclude_min=True, allow_infinity=False),
-       weight=st.floats(0, 1e300), milestones=st.sets(st.floats(1e-9, 1 - 1e-9), max_size=4),
-       seed=st.integers(0, 2**32 - 1))
-@example(name="yes", exclude=["1e-4", "null", "~", " a ", "a\nb", "#"], lr=1e-5, weight=1e16,
-         milestones=set(), seed=0)
+@given(
+    name=st.text(min_size=1),
+    exclude=st.lists(st.text(min_size=1), max_size=3),
+    lr=st.floats(min_value=0, exclude_min=True, allow_infinity=False),
+    weight=st.floats(0, 1e300),
+    milestones=st.sets(st.floats(1e-9, 1 - 1e-9), max_size=4),
+    seed=st.integers(0, 2**32 - 1),
+)
+@example(name="yes", exclude=["1e-4", "null", "~", " a ", "a\nb", "#"], lr=1e-5, weight=1e16, milestones=set(), seed=0)
 @example(name="\x85", exclude=[], lr=1.0, weight=0.0, milestones=set(), seed=0)
-@example(name="\x85\u2028\ufeff\x00\x7f", exclude=["中文", "😀", "\t", "2020-01-01"], lr=1.0, weight=0.0,
-         milestones=set(), seed=0)
+@example(
+    name="\x85\u2028\ufeff\x00\x7f",
+    exclude=["中文", "😀", "\t", "2020-01-01"],
+    lr=1.0,
+    weight=0.0,
+    milestones=set(),
+    seed=0,
+)
 def test_round_trip(write, name, exclude, lr, weight, milestones, seed):
     config = load_config(write(""))
     update = {
-        "model": {"name": name}, "optimizer": {"lr": lr}, "rank": {"lambda": weight}, "seed": seed,
-        "schedule": {"milestones": sorted(milestones)}, "pruning": {"exclude": exclude},
+        "model": {"name": name},
+        "optimizer": {"lr": lr},
+        "rank": {"lambda": weight},
+        "seed": seed,
+        "schedule": {"milestones": sorted(milestones)},
+        "pruning": {"exclude": exclude},
     }
     values = config.model_dump(by_alias=True)
     for key, value in update.items():
@@ -529,10 +630,18 @@ def test_shared_arguments():
     assert parser.parse_args(["--config", "a.yaml"]).set == []
 
 
-@pytest.mark.parametrize("arguments", [
-    [], ["--config"], ["--config", "a", "--seed", "x\ny"], ["--config", "a", "--device_target", "TPU"],
-    ["--config", "a", "--set"], ["--config", "a", "--nonsense"], ["--config", "a", "--seed", "9" * 9000],
-])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["--config"],
+        ["--config", "a", "--seed", "x\ny"],
+        ["--config", "a", "--device_target", "TPU"],
+        ["--config", "a", "--set"],
+        ["--config", "a", "--nonsense"],
+        ["--config", "a", "--seed", "9" * 9000],
+    ],
+)
 def test_argument_errors_are_one_line_and_status_2(arguments, capsys):
     parser = OneLineParser(prog="train.py")
     add_shared_arguments(parser)
@@ -543,17 +652,22 @@ def test_argument_errors_are_one_line_and_status_2(arguments, capsys):
     assert err.startswith("train.py: error: ") and err.count("\n") == 1 and len(err) < 400
 
 
-@pytest.mark.parametrize("statement, status, err", [
-    ("raise UserError('a\\n b')", 2, "tool.py: error: a; b\n"),
-    ("raise UserError('\\ud800')", 2, "tool.py: error: \\ud800\n"),
-    ("raise KeyboardInterrupt", 130, ""),
-    ("pass", 0, ""),
-])
+@pytest.mark.parametrize(
+    "statement, status, err",
+    [
+        ("raise UserError('a\\n b')", 2, "tool.py: error: a; b\n"),
+        ("raise UserError('\\ud800')", 2, "tool.py: error: \\ud800\n"),
+        ("raise KeyboardInterrupt", 130, ""),
+        ("pass", 0, ""),
+    ],
+)
 def test_the_front_door(tmp_path, statement, status, err):
     script = tmp_path / "tool.py"
-    script.write_text(f"import sys\nsys.path.insert(0, {str(PROJECT)!r})\n"
-                      "from rpg_ms.errors import UserError, front_door\n"
-                      f"def main():\n    {statement}\nfront_door(main)\n")
+    script.write_text(
+        f"import sys\nsys.path.insert(0, {str(PROJECT)!r})\n"
+        "from rpg_ms.errors import UserError, front_door\n"
+        f"def main():\n    {statement}\nfront_door(main)\n"
+    )
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (status, err)
 

@@ -1,4 +1,5 @@
 """Many devices, as CPU processes under msrun: what the ranks agree on, and how such a run ends."""
+
 import json
 import os
 import re
@@ -32,12 +33,24 @@ device_target: CPU
 def start(*command, cwd, **environment):
     """A process of its own session; `mark` is in the environment of everything it starts."""
     mark = f"MARK=rpg-{uuid.uuid4().hex}"
-    clean = {name: value for name, value in os.environ.items()
-             if not name.startswith(("NODE_", "MASTER_", "RANK_"))}
-    environment = {**clean, "PYTHON": sys.executable, "RPG_VENV": "/nowhere", "OMP_NUM_THREADS": "1",
-                   "MARK": mark[5:], **environment}
-    process = subprocess.Popen([str(word) for word in command], cwd=cwd, env=environment, text=True,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("NODE_", "MASTER_", "RANK_"))}
+    environment = {
+        **clean,
+        "PYTHON": sys.executable,
+        "RPG_VENV": "/nowhere",
+        "OMP_NUM_THREADS": "1",
+        "MARK": mark[5:],
+        **environment,
+    }
+    process = subprocess.Popen(
+        [str(word) for word in command],
+        cwd=cwd,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
     process.mark = mark
     return process
 
@@ -82,8 +95,8 @@ def wait_for(condition, process, timeout=120):
 
 # ---------------------------------------------------------------------------- what the ranks agree on
 
-@pytest.fixture(scope="module", params=[(2, "graph"), (4, "pynative")],
-                ids=["2 ranks graph", "4 ranks pynative"])
+
+@pytest.fixture(scope="module", params=[(2, "graph"), (4, "pynative")], ids=["2 ranks graph", "4 ranks pynative"])
 def ranks(request, tmp_path_factory):
     """What each rank of a job saw: a list of dicts."""
     size, mode = request.param
@@ -96,9 +109,17 @@ def ranks(request, tmp_path_factory):
     (folder / "project/train.py").write_text(
         f"import sys; sys.path.insert(0, {str(PROJECT / 'tests')!r})\n"
         f"sys.argv[1:] = [{mode!r}, {str(folder)!r}]\n"
-        "import distributed_worker; distributed_worker.main()\n")
-    process = start("bash", folder / "project/scripts/run_distribute_train.sh", folder / "eval.yaml", size,
-                    "--device_target", "CPU", cwd=folder)
+        "import distributed_worker; distributed_worker.main()\n"
+    )
+    process = start(
+        "bash",
+        folder / "project/scripts/run_distribute_train.sh",
+        folder / "eval.yaml",
+        size,
+        "--device_target",
+        "CPU",
+        cwd=folder,
+    )
     status, out, err = finish(process)
     assert status == 0, err[-3000:]
     assert out == "printed by rank 0\n"
@@ -108,9 +129,12 @@ def ranks(request, tmp_path_factory):
 def test_gathered_values_are_exact(ranks):
     size = len(ranks)
     every = range(size)
-    expected = [np.array([[2**62 + rank, -1] for rank in every]),
-                np.array([np.pi * (rank + 1) for rank in every]), np.array([[[rank == 1]] for rank in every]),
-                np.float32([[-0.0, np.nan, 1e-45]] * size)]
+    expected = [
+        np.array([[2**62 + rank, -1] for rank in every]),
+        np.array([np.pi * (rank + 1) for rank in every]),
+        np.array([[[rank == 1]] for rank in every]),
+        np.float32([[-0.0, np.nan, 1e-45]] * size),
+    ]
     for seen in ranks:
         assert seen["size"] == size
         assert seen["gathered"] == [value.tobytes().hex() for value in expected]
@@ -145,15 +169,18 @@ def test_a_divergence_is_noticed_by_every_rank(ranks):
     size = len(ranks)
     assert {seen["agreed"] for seen in ranks} == {ranks[0]["trained"]["digests"][-1]}
     for seen in ranks:
-        assert seen["divergence"] == (f"weights or masks differ between the ranks after step 6: rank 1 of {size} "
-                                      "against rank 0")
+        assert seen["divergence"] == (
+            f"weights or masks differ between the ranks after step 6: rank 1 of {size} against rank 0"
+        )
 
 
 def test_ranks_that_go_on_after_different_steps_are_told(ranks):
     size = len(ranks)
     for seen in ranks:
-        assert seen["other_steps"] == (f"steps: {', '.join(['5', '0'] + ['5'] * (size - 2))}, on ranks 0 to {size - 1}; "
-                                       "every node must be able to read the run's folder")
+        assert seen["other_steps"] == (
+            f"steps: {', '.join(['5', '0'] + ['5'] * (size - 2))}, on ranks 0 to {size - 1}; "
+            "every node must be able to read the run's folder"
+        )
 
 
 def test_statistics_are_averaged_and_weights_are_not(ranks):
@@ -178,8 +205,22 @@ SCRIPT = PROJECT / "scripts/run_distribute_train.sh"
 
 def test_a_run_on_two_ranks(tmp_path):
     (tmp_path / "tiny.yaml").write_text(TINY)
-    process = start("bash", SCRIPT, "tiny.yaml", "2", "--device_target", "CPU", "--output_dir", "out",
-                    "--set", "train.batch_size=64", "--set", "train.epochs=1", cwd=tmp_path, LOG_DIR="logs")
+    process = start(
+        "bash",
+        SCRIPT,
+        "tiny.yaml",
+        "2",
+        "--device_target",
+        "CPU",
+        "--output_dir",
+        "out",
+        "--set",
+        "train.batch_size=64",
+        "--set",
+        "train.epochs=1",
+        cwd=tmp_path,
+        LOG_DIR="logs",
+    )
     status, out, err = finish(process)
     assert status == 0, err[-3000:]
     summary = json.loads(out.splitlines()[-1])
@@ -220,11 +261,23 @@ if {divergence}:
 import runpy
 runpy.run_path({train!r}, run_name="__main__")
 """
-    (tmp_path / "project/train.py").write_text(tamper.format(
-        project=str(PROJECT), train=str(PROJECT / "train.py"), divergence=end == "divergence"))
-    process = start("bash", tmp_path / "project/scripts/run_distribute_train.sh", "tiny.yaml", "2",
-                    "--device_target", "CPU", "--output_dir", "out", "--set", "train.epochs=1000",
-                    cwd=tmp_path, LOG_DIR="logs")
+    (tmp_path / "project/train.py").write_text(
+        tamper.format(project=str(PROJECT), train=str(PROJECT / "train.py"), divergence=end == "divergence")
+    )
+    process = start(
+        "bash",
+        tmp_path / "project/scripts/run_distribute_train.sh",
+        "tiny.yaml",
+        "2",
+        "--device_target",
+        "CPU",
+        "--output_dir",
+        "out",
+        "--set",
+        "train.epochs=1000",
+        cwd=tmp_path,
+        LOG_DIR="logs",
+    )
     metrics = tmp_path / "out/metrics.jsonl"
     if end != "divergence":
         wait_for(lambda: metrics.exists() and metrics.read_text().count("\n") > 3, process)
@@ -248,6 +301,7 @@ runpy.run_path({train!r}, run_name="__main__")
 
 # ----------------------------------------------------------------------------- how a job of processes ends
 
+
 @pytest.fixture
 def job(tmp_path):
     """Call the launcher, with the real msrun, on a train.py of the test's own in place of the project's."""
@@ -260,9 +314,19 @@ def job(tmp_path):
         (project / "train.py").write_text(
             "import os, signal, subprocess, sys, time\n"
             "rank, scheduler = os.environ['RANK_ID'], os.environ['MS_ROLE'] == 'MS_SCHED'\n"
-            "if scheduler: time.sleep(1000)\n" + train)
-        return start("bash", project / "scripts/run_distribute_train.sh", "config/quickstart.yaml", ranks,
-                     "--device_target", "CPU", cwd=tmp_path, LOG_DIR=str(tmp_path / "logs"))
+            "if scheduler: time.sleep(1000)\n" + train
+        )
+        return start(
+            "bash",
+            project / "scripts/run_distribute_train.sh",
+            "config/quickstart.yaml",
+            ranks,
+            "--device_target",
+            "CPU",
+            cwd=tmp_path,
+            LOG_DIR=str(tmp_path / "logs"),
+        )
+
     return call
 
 
@@ -301,7 +365,8 @@ def test_ctrl_c_ends_everything(job, tmp_path):
 
 
 def test_sigterm_reaches_the_ranks_first(job, tmp_path):
-    process = job("""
+    process = job(
+        """
 def leave(*_):
     open(f"left_{rank}", "w").close()
     while not all(os.path.exists(f"left_{r}") for r in (0, 1)): time.sleep(0.05)
@@ -309,7 +374,9 @@ def leave(*_):
 signal.signal(signal.SIGTERM, leave)
 print("rank", rank, "is at work")
 time.sleep(1000)
-""", 2)
+""",
+        2,
+    )
     wait_for(at_work(tmp_path, 2), process)
     process.terminate()
     assert finish(process, 15)[0] == 75
@@ -317,26 +384,42 @@ time.sleep(1000)
 
 
 def test_a_mistake_on_one_rank_is_one_line_and_status_2(job):
-    status, out, err = finish(job("""
+    status, out, err = finish(
+        job(
+            """
 if rank == "1":
     print("train.py: error: image 7 cannot be read", file=sys.stderr)
     sys.exit(2)
 time.sleep(1000)
-""", 2), 30)
+""",
+            2,
+        ),
+        30,
+    )
     assert status == 2 and err.splitlines()[-1] == "run_distribute_train.sh: error: rank 1: image 7 cannot be read"
     assert "Traceback" not in err
 
 
 def test_a_mistake_in_the_configuration_is_told_once(tmp_path):
-    process = start("bash", SCRIPT, "config/quickstart.yaml", "2", "--device_target", "CPU", "--set",
-                    "pruning.density=1.5", cwd=tmp_path)
+    process = start(
+        "bash",
+        SCRIPT,
+        "config/quickstart.yaml",
+        "2",
+        "--device_target",
+        "CPU",
+        "--set",
+        "pruning.density=1.5",
+        cwd=tmp_path,
+    )
     status, out, err = finish(process, 30)
     assert (status, out) == (2, "")
     assert err.count("\n") == 2 and re.search(r"run_distribute_train.sh: error: rank [01]: .*pruning.density: 1.5", err)
 
 
 def test_an_output_that_nobody_reads_does_not_end_the_run(job, tmp_path):
-    process = job("""
+    process = job(
+        """
 print("rank", rank, "is at work")
 while not os.path.exists("go"): time.sleep(0.1)
 print("one line more")
@@ -344,7 +427,9 @@ time.sleep(1)
 open(f"left_{rank}", "w").close()
 os.kill(os.getppid(), signal.SIGTERM)
 time.sleep(1000)
-""", 1)
+""",
+        1,
+    )
     wait_for(at_work(tmp_path, 1), process)
     process.stdout.close()
     process.stdout = None
@@ -355,11 +440,14 @@ time.sleep(1000)
 
 # ------------------------------------------------------------------- what the launcher asks of msrun
 
+
 @pytest.fixture
 def launch(tmp_path):
     """Call the launcher with an msrun that only notes its arguments: `(status, those arguments, stderr)`."""
-    tools = {"nvidia-smi": "printf 'GPU 0: A\\nGPU 1: B\\nGPU 2: C\\n'",
-             "ls": "printf '/dev/davinci0\\n/dev/davinci1\\n/dev/davinci2\\n/dev/davinci3\\n'"}
+    tools = {
+        "nvidia-smi": "printf 'GPU 0: A\\nGPU 1: B\\nGPU 2: C\\n'",
+        "ls": "printf '/dev/davinci0\\n/dev/davinci1\\n/dev/davinci2\\n/dev/davinci3\\n'",
+    }
     for name, text in tools.items():
         (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
         (tmp_path / name).chmod(0o755)
@@ -370,11 +458,23 @@ def launch(tmp_path):
     (cluster / "run.py").write_text("import sys\n\ndef get_args():\n    print(*sys.argv[1:])\n    sys.exit(0)\n")
 
     def call(*arguments, **environment):
-        process = start("bash", SCRIPT, *arguments, cwd=tmp_path, **{
-            "PYTHONPATH": str(tmp_path / "stub"), "PATH": f"{tmp_path}:{os.environ['PATH']}", "LOG_DIR": "logs",
-            "ASCEND_RT_VISIBLE_DEVICES": "", "CUDA_VISIBLE_DEVICES": "", **environment})
+        process = start(
+            "bash",
+            SCRIPT,
+            *arguments,
+            cwd=tmp_path,
+            **{
+                "PYTHONPATH": str(tmp_path / "stub"),
+                "PATH": f"{tmp_path}:{os.environ['PATH']}",
+                "LOG_DIR": "logs",
+                "ASCEND_RT_VISIBLE_DEVICES": "",
+                "CUDA_VISIBLE_DEVICES": "",
+                **environment,
+            },
+        )
         status, _, err = finish(process, 30)
         return status, (tmp_path / "logs/msrun.log").read_text().split() if status == 0 else None, err
+
     return call
 
 
@@ -382,13 +482,17 @@ def option(words, name):
     return words[words.index(name) + 1]
 
 
-@pytest.mark.parametrize("arguments, environment, devices", [
-    ([], {}, "4"),
-    (["config/quickstart.yaml"], {"ASCEND_RT_VISIBLE_DEVICES": "0,3"}, "2"),
-    (["config/quickstart.yaml", "--device_target", "GPU"], {}, "3"),
-    (["--device_target=GPU"], {"CUDA_VISIBLE_DEVICES": "5"}, "1"),
-    (["config/quickstart.yaml", "7"], {}, "7"),
-], ids=["all Ascend", "visible Ascend", "nvidia-smi", "visible GPU", "given"])
+@pytest.mark.parametrize(
+    "arguments, environment, devices",
+    [
+        ([], {}, "4"),
+        (["config/quickstart.yaml"], {"ASCEND_RT_VISIBLE_DEVICES": "0,3"}, "2"),
+        (["config/quickstart.yaml", "--device_target", "GPU"], {}, "3"),
+        (["--device_target=GPU"], {"CUDA_VISIBLE_DEVICES": "5"}, "1"),
+        (["config/quickstart.yaml", "7"], {}, "7"),
+    ],
+    ids=["all Ascend", "visible Ascend", "nvidia-smi", "visible GPU", "given"],
+)
 def test_all_devices_of_the_machine(launch, arguments, environment, devices):
     status, words, err = launch(*arguments, "--set", "data.root=/data", **environment)
     assert status == 0, err
@@ -403,31 +507,44 @@ def test_all_devices_of_the_machine(launch, arguments, environment, devices):
 def test_second_of_two_nodes_with_a_rank_table(launch, tmp_path):
     (tmp_path / "table.json").write_text("{}")
     nodes = {"NODE_COUNT": "2", "NODE_RANK": "1", "MASTER_ADDR": "10.0.0.1"}
-    for arguments, environment in ((["--rank_table_file", "table.json"], {}),
-                                   ([], {"RANK_TABLE_FILE": "table.json"})):
+    for arguments, environment in ((["--rank_table_file", "table.json"], {}), ([], {"RANK_TABLE_FILE": "table.json"})):
         status, words, err = launch("config/quickstart.yaml", "8", *arguments, **nodes, **environment)
         assert status == 0, err
-        expected = {"--worker_num": "16", "--local_worker_num": "8", "--node_rank": "1",
-                    "--master_addr": "10.0.0.1", "--master_port": "8118", "--rank_table_file": "table.json"}
+        expected = {
+            "--worker_num": "16",
+            "--local_worker_num": "8",
+            "--node_rank": "1",
+            "--master_addr": "10.0.0.1",
+            "--master_port": "8118",
+            "--rank_table_file": "table.json",
+        }
         assert {name: option(words, name) for name in expected} == expected
         assert words.index("--rank_table_file") < words.index(str(PROJECT / "train.py"))
 
 
-@pytest.mark.parametrize("arguments, environment, message", [
-    (["config/absent.yaml"], {}, "no configuration file config/absent.yaml"),
-    (["config/quickstart.yaml", "many"], {}, "DEVICES: 'many' is not a number from 1"),
-    (["config/quickstart.yaml", "--device_target", "CPU"], {}, "DEVICES: not given; on CPU"),
-    (["config/quickstart.yaml", "--device_target", "TPU"], {}, "TPU"),
-    (["config/quickstart.yaml", "--device_target"], {}, "--device_target: expected one argument"),
-    (["config/quickstart.yaml", "0"], {}, "DEVICES: '0'"),
-    (["config/quickstart.yaml", "2"], {"RANK_TABLE_FILE": "absent.json"}, "RANK_TABLE_FILE: no file"),
-    (["config/quickstart.yaml", "2"], {"NODE_COUNT": "2"}, "NODE_RANK: 'not set' is not a number from 0 to 1"),
-    (["config/quickstart.yaml", "2"], {"NODE_COUNT": "2", "NODE_RANK": "0"}, "MASTER_ADDR: not set"),
-    (["config/quickstart.yaml", "2"], {"NODE_COUNT": "2", "NODE_RANK": "2"}, "NODE_RANK: '2' is not a number from 0 to 1"),
-    (["config/quickstart.yaml", "2"], {"NODE_COUNT": "two"}, "NODE_COUNT: 'two'"),
-    (["config/quickstart.yaml", "2"], {"MASTER_PORT": "65536"}, "MASTER_PORT: '65536'"),
-    (["config/quickstart.yaml", "2"], {"LOG_DIR": "/proc/nowhere"}, "/proc/nowhere: No such file"),
-], ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    "arguments, environment, message",
+    [
+        (["config/absent.yaml"], {}, "no configuration file config/absent.yaml"),
+        (["config/quickstart.yaml", "many"], {}, "DEVICES: 'many' is not a number from 1"),
+        (["config/quickstart.yaml", "--device_target", "CPU"], {}, "DEVICES: not given; on CPU"),
+        (["config/quickstart.yaml", "--device_target", "TPU"], {}, "TPU"),
+        (["config/quickstart.yaml", "--device_target"], {}, "--device_target: expected one argument"),
+        (["config/quickstart.yaml", "0"], {}, "DEVICES: '0'"),
+        (["config/quickstart.yaml", "2"], {"RANK_TABLE_FILE": "absent.json"}, "RANK_TABLE_FILE: no file"),
+        (["config/quickstart.yaml", "2"], {"NODE_COUNT": "2"}, "NODE_RANK: 'not set' is not a number from 0 to 1"),
+        (["config/quickstart.yaml", "2"], {"NODE_COUNT": "2", "NODE_RANK": "0"}, "MASTER_ADDR: not set"),
+        (
+            ["config/quickstart.yaml", "2"],
+            {"NODE_COUNT": "2", "NODE_RANK": "2"},
+            "NODE_RANK: '2' is not a number from 0 to 1",
+        ),
+        (["config/quickstart.yaml", "2"], {"NODE_COUNT": "two"}, "NODE_COUNT: 'two'"),
+        (["config/quickstart.yaml", "2"], {"MASTER_PORT": "65536"}, "MASTER_PORT: '65536'"),
+        (["config/quickstart.yaml", "2"], {"LOG_DIR": "/proc/nowhere"}, "/proc/nowhere: No such file"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
 def test_mistakes_are_one_line_and_status_2(launch, arguments, environment, message):
     status, _, err = launch(*arguments, **environment)
     assert status == 2 and err.count("\n") == 1 and message in err, err
@@ -436,9 +553,19 @@ def test_mistakes_are_one_line_and_status_2(launch, arguments, environment, mess
 
 def test_sigterm_before_the_ranks_have_started(launch, tmp_path):
     (tmp_path / "stub/mindspore/parallel/cluster/run.py").write_text(
-        "import time\n\ndef get_args():\n    open('started', 'w').close()\n    time.sleep(1000)\n")
-    process = start("bash", SCRIPT, "config/quickstart.yaml", "2", "--device_target", "CPU", cwd=tmp_path,
-                    PYTHONPATH=str(tmp_path / "stub"), LOG_DIR="logs")
+        "import time\n\ndef get_args():\n    open('started', 'w').close()\n    time.sleep(1000)\n"
+    )
+    process = start(
+        "bash",
+        SCRIPT,
+        "config/quickstart.yaml",
+        "2",
+        "--device_target",
+        "CPU",
+        cwd=tmp_path,
+        PYTHONPATH=str(tmp_path / "stub"),
+        LOG_DIR="logs",
+    )
     wait_for((tmp_path / "started").exists, process)
     process.send_signal(signal.SIGTERM)
     assert finish(process, 15)[0] == 143
@@ -447,7 +574,9 @@ def test_sigterm_before_the_ranks_have_started(launch, tmp_path):
 def test_ranks_without_msrun_do_not_train_alone(monkeypatch):
     monkeypatch.delenv("MS_ROLE", raising=False)
     monkeypatch.setenv("RANK_SIZE", "8")
-    with pytest.raises(UserError, match="^RANK_SIZE: 8 ranks, but not started by msrun; scripts/run_distribute_train.sh"):
+    with pytest.raises(
+        UserError, match="^RANK_SIZE: 8 ranks, but not started by msrun; scripts/run_distribute_train.sh"
+    ):
         join()
     monkeypatch.setenv("RANK_SIZE", "1")
     assert join() is ALONE

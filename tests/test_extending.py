@@ -1,4 +1,5 @@
 """The recipes of docs/extending.md do what the page says: their code is put where it says and trained with."""
+
 import json
 import re
 import shutil
@@ -33,8 +34,11 @@ def code(heading):
 
 def add(file, table, row, function=""):
     """Put a row into a table of a module, and a function before it."""
-    text, count = re.subn(rf"(?m)^({table}\b.*= {{)$", lambda opening: f"{function}\n\n{opening[0]}\n{row}",
-                          file.read_text(encoding="utf-8"))
+    text, count = re.subn(
+        rf"(?m)^({table}\b.*= {{)$",
+        lambda opening: f"{function}\n\n{opening[0]}\n{row}",
+        file.read_text(encoding="utf-8"),
+    )
     assert count == 1, f"{file} has no table {table}"
     file.write_text(text, encoding="utf-8")
 
@@ -46,13 +50,17 @@ def project(tmp_path):
     shutil.copytree(PROJECT / "rpg_ms", package, ignore=shutil.ignore_patterns("__pycache__"))
     for door in ("train.py", "export.py"):
         shutil.copy(PROJECT / door, tmp_path)
-    for heading, file, table in (("A score", "pruning/scores.py", "SCORES"),
-                                 ("A dataset", "data/datasets.py", "DATASETS")):
+    for heading, file, table in (
+        ("A score", "pruning/scores.py", "SCORES"),
+        ("A dataset", "data/datasets.py", "DATASETS"),
+    ):
         function, row = code(heading)
         add(package / file, table, row, function)
     add(package / "pruning/methods.py", "METHODS", *code("A method"))
-    for heading, file, table, module in (("A task", "tasks/__init__.py", "TASKS", "tasks/top_five.py"),
-                                         ("An export format", "deploy/formats.py", "FORMATS", "deploy/npz.py")):
+    for heading, file, table, module in (
+        ("A task", "tasks/__init__.py", "TASKS", "tasks/top_five.py"),
+        ("An export format", "deploy/formats.py", "FORMATS", "deploy/npz.py"),
+    ):
         text, row = code(heading)
         (package / module).write_text(text, encoding="utf-8")
         add(package / file, table, row)
@@ -61,8 +69,11 @@ def project(tmp_path):
     (tmp_path / "images").mkdir()
     rng = np.random.default_rng(0)
     for part in ("train", "test"):
-        np.savez(tmp_path / f"images/{part}.npz", labels=rng.integers(0, 10, 256),
-                 images=rng.integers(0, 256, (256, 28, 28), np.uint8))
+        np.savez(
+            tmp_path / f"images/{part}.npz",
+            labels=rng.integers(0, 10, 256),
+            images=rng.integers(0, 256, (256, 28, 28), np.uint8),
+        )
     return tmp_path
 
 
@@ -78,12 +89,25 @@ def test_a_score_a_method_a_network_a_dataset_a_task_and_an_export_format(projec
     assert summary["nonzero"] == round(0.1 * summary["prunable"])
     assert summary["prunable"] == 16 * 9 + 32 * 16 * 9 + 32 * 7 * 7 * 10
     assert 0 < summary["top5"] < 100 and "top1" not in summary
-    updates = [line for line in map(json.loads, (project / "run/metrics.jsonl").read_text().splitlines())
-               if line.get("drop_fraction")]
+    updates = [
+        line
+        for line in map(json.loads, (project / "run/metrics.jsonl").read_text().splitlines())
+        if line.get("drop_fraction")
+    ]
     assert updates[-1]["grown"] > 0
 
-    printed = run(project, "export.py", "--config", "run/config.yaml", "--checkpoint_path", "run/last.ckpt",
-                  "--file_format", "NPZ", "--file_name", "network")
+    printed = run(
+        project,
+        "export.py",
+        "--config",
+        "run/config.yaml",
+        "--checkpoint_path",
+        "run/last.ckpt",
+        "--file_format",
+        "NPZ",
+        "--file_name",
+        "network",
+    )
     with np.load(project / "network.npz") as file:
         nonzero = sum(np.count_nonzero(file[name]) for name in file if name.endswith("weight_mask"))
     assert nonzero == printed["nonzero"] == summary["nonzero"]

@@ -1,4 +1,5 @@
 """A real tiny run through the three doors, and everything a user can get wrong."""
+
 import fcntl
 import json
 import os
@@ -33,12 +34,18 @@ def test_run_folder(run):
     assert summary["density"] == summary["nonzero"] / summary["prunable"]
     assert 30 < summary["top1"] <= 100  # chance is 10
     values = ms.load_checkpoint(str(run / "out/last.ckpt"))
-    matrices = [values[name[:-5]].asnumpy().reshape(len(values[name]), -1) for name in values
-                if name.endswith(".weight_mask") and ":" not in name]
+    matrices = [
+        values[name[:-5]].asnumpy().reshape(len(values[name]), -1)
+        for name in values
+        if name.endswith(".weight_mask") and ":" not in name
+    ]
     assert summary["rank"] == pytest.approx(
-        np.mean([100 * np.linalg.matrix_rank(matrix) / min(matrix.shape) for matrix in matrices]))
-    events = {event: [line for line in lines if line["event"] == event] for event in
-              ("start", "train", "topology", "evaluation")}
+        np.mean([100 * np.linalg.matrix_rank(matrix) / min(matrix.shape) for matrix in matrices])
+    )
+    events = {
+        event: [line for line in lines if line["event"] == event]
+        for event in ("start", "train", "topology", "evaluation")
+    }
     assert [line["density"] for line in events["start"]] == [1.0]
     assert [line["step"] for line in events["train"]] == list(range(4, STEPS + 1, 4))
     assert [line["step"] for line in events["topology"]] == list(range(3, 34, 3))
@@ -74,16 +81,29 @@ def test_eval_repeats_the_figure_to_the_digit(run):
 
 @pytest.mark.parametrize("options", [[], ["--dynamic_batch"]], ids=["fixed", "dynamic"])
 def test_export_mindir(run, options):
-    result = door("export.py", "--config", "tiny.yaml", "--checkpoint_path", "out/last.ckpt", "--file_format", "MINDIR",
-                  "--file_name", "exported/net", *options, cwd=run)
+    result = door(
+        "export.py",
+        "--config",
+        "tiny.yaml",
+        "--checkpoint_path",
+        "out/last.ckpt",
+        "--file_format",
+        "MINDIR",
+        "--file_name",
+        "exported/net",
+        *options,
+        cwd=run,
+    )
     report = last_json(result)
     summary = json.loads((run / "out/summary.json").read_text())
     assert report["max_abs_difference"] <= 1e-5
     assert [report[key] for key in ("top1", "density", "nonzero")] == [
-        summary[key] for key in ("top1", "density", "nonzero")]
+        summary[key] for key in ("top1", "density", "nonzero")
+    ]
     assert sorted(os.listdir(run / "exported")) == ["net.mindir", "net.mindir.json"]
     assert stat.S_IMODE((run / "exported").stat().st_mode) & 0o055, "closed for other users"
     from mindspore import nn
+
     net = nn.GraphCell(ms.load(str(run / "exported/net.mindir")))
     assert net(ms.Tensor(np.zeros((1, 1, 28, 28), np.float32))).shape == (1, 10)
     if options == ["--dynamic_batch"]:
@@ -97,8 +117,23 @@ def test_export_mindir(run, options):
 
 def test_export_onnx(run):
     import onnxruntime
-    result = door("export.py", "--config", "tiny.yaml", "--checkpoint_path", "out/last.ckpt", "--file_format", "ONNX",
-                  "--file_name", "onnx/net.onnx", "--batch_size", 8, "--normalize_input", "--softmax", cwd=run)
+
+    result = door(
+        "export.py",
+        "--config",
+        "tiny.yaml",
+        "--checkpoint_path",
+        "out/last.ckpt",
+        "--file_format",
+        "ONNX",
+        "--file_name",
+        "onnx/net.onnx",
+        "--batch_size",
+        8,
+        "--normalize_input",
+        "--softmax",
+        cwd=run,
+    )
     report = last_json(result)
     beside = json.loads((run / "onnx/net.onnx.json").read_text())
     summary = json.loads((run / "out/summary.json").read_text())
@@ -110,30 +145,77 @@ def test_export_onnx(run):
 
 
 def test_air_is_for_ascend(run):
-    refused(door("export.py", "--config", "tiny.yaml", "--checkpoint_path", "out/last.ckpt", "--file_format", "AIR",
-                 "--file_name", "net", cwd=run), "AIR", "Ascend")
+    refused(
+        door(
+            "export.py",
+            "--config",
+            "tiny.yaml",
+            "--checkpoint_path",
+            "out/last.ckpt",
+            "--file_format",
+            "AIR",
+            "--file_name",
+            "net",
+            cwd=run,
+        ),
+        "AIR",
+        "Ascend",
+    )
 
 
 def test_a_folder_is_no_name_for_an_exported_file(run):
     for file_format in ("MINDIR", "PACKED"):
-        refused(door("export.py", "--config", "tiny.yaml", "--checkpoint_path", "out/last.ckpt", "--file_format",
-                     file_format, "--file_name", "exported/", cwd=run), "--file_name: 'exported/' names a folder")
+        refused(
+            door(
+                "export.py",
+                "--config",
+                "tiny.yaml",
+                "--checkpoint_path",
+                "out/last.ckpt",
+                "--file_format",
+                file_format,
+                "--file_name",
+                "exported/",
+                cwd=run,
+            ),
+            "--file_name: 'exported/' names a folder",
+        )
 
 
 def test_evaluation_on_images_of_the_training_is_refused(run):
     """The run held nothing out, so every held-out image of an evaluation is one that it was trained on."""
     for name, more in (("eval.py", []), ("export.py", ["--file_name", "x"])):
-        refused(door(name, "--config", "out/config.yaml", "--checkpoint_path", "out/last.ckpt", *more,
-                     "--set", "data.validation=0.25", cwd=run), "last.ckpt: would be evaluated on images that it was "
-                "trained on: data.validation is 0.25, in training it was 0.0;")
+        refused(
+            door(
+                name,
+                "--config",
+                "out/config.yaml",
+                "--checkpoint_path",
+                "out/last.ckpt",
+                *more,
+                "--set",
+                "data.validation=0.25",
+                cwd=run,
+            ),
+            "last.ckpt: would be evaluated on images that it was "
+            "trained on: data.validation is 0.25, in training it was 0.0;",
+        )
 
 
 def test_held_out_images_depend_on_the_seed(tmp_path):
     (tmp_path / "tiny.yaml").write_text(TINY)
-    held_out = ["--set", "data.validation=0.25", "train.epochs=1", "pruning.method=dense", "pruning.alpha=0",
-                "rank.lambda=0", "schedule.warmup_epochs=0"]
-    summary = last_json(door("train.py", "--config", "tiny.yaml", "--output_dir", "out", "--seed", 3, *held_out,
-                             cwd=tmp_path))
+    held_out = [
+        "--set",
+        "data.validation=0.25",
+        "train.epochs=1",
+        "pruning.method=dense",
+        "pruning.alpha=0",
+        "rank.lambda=0",
+        "schedule.warmup_epochs=0",
+    ]
+    summary = last_json(
+        door("train.py", "--config", "tiny.yaml", "--output_dir", "out", "--seed", 3, *held_out, cwd=tmp_path)
+    )
     evaluation = ["eval.py", "--config", "tiny.yaml", "--checkpoint_path", "out/last.ckpt"]
     assert last_json(door(*evaluation, "--seed", 3, *held_out, cwd=tmp_path)) == summary
     refused(door(*evaluation, *held_out, cwd=tmp_path), "seed is 0, in training it was 3;")
@@ -146,10 +228,18 @@ def test_second_run_in_the_same_folder_loses_nothing(run):
     assert {file.name: file.read_bytes() for file in (run / "out").iterdir() if file.is_file()} == before
 
 
-@pytest.mark.parametrize("damage, words", [
-    ("missing", ["no such checkpoint"]), ("folder", ["a directory"]), ("empty", ["an empty file"]),
-    ("truncated", ["truncated"]), ("flipped", ["checksum is wrong"]), ("text", ["not a checkpoint"]),
-    ("foreign", ["not found: conv1.weight", "not used: x"])])
+@pytest.mark.parametrize(
+    "damage, words",
+    [
+        ("missing", ["no such checkpoint"]),
+        ("folder", ["a directory"]),
+        ("empty", ["an empty file"]),
+        ("truncated", ["truncated"]),
+        ("flipped", ["checksum is wrong"]),
+        ("text", ["not a checkpoint"]),
+        ("foreign", ["not found: conv1.weight", "not used: x"]),
+    ],
+)
 def test_bad_checkpoints(run, tmp_path, damage, words):
     path = tmp_path / "bad.ckpt"
     whole = (run / "out/last.ckpt").read_bytes()
@@ -160,34 +250,50 @@ def test_bad_checkpoints(run, tmp_path, damage, words):
     elif damage != "missing":
         flipped = bytearray(whole)
         flipped[len(whole) // 2] ^= 1
-        path.write_bytes({"empty": b"", "truncated": whole[:-1000], "flipped": bytes(flipped),
-                          "text": b"hello"}[damage])
+        path.write_bytes(
+            {"empty": b"", "truncated": whole[:-1000], "flipped": bytes(flipped), "text": b"hello"}[damage]
+        )
     refused(door("eval.py", "--config", "tiny.yaml", "--checkpoint_path", path, cwd=run), "bad.ckpt", *words)
 
 
 def test_checkpoint_of_another_network(run):
-    result = door("eval.py", "--config", "tiny.yaml", "--set", "model.name=cifar_resnet20", "--checkpoint_path",
-                  "out/last.ckpt", cwd=run)
+    result = door(
+        "eval.py",
+        "--config",
+        "tiny.yaml",
+        "--set",
+        "model.name=cifar_resnet20",
+        "--checkpoint_path",
+        "out/last.ckpt",
+        cwd=run,
+    )
     refused(result, "another network", "cifar_resnet8", "72 parameters differ")
 
 
-@pytest.mark.parametrize("arguments, words", [
-    (["--config", "nowhere.yaml"], ["nowhere.yaml"]),
-    (["--config", "tiny.yaml", "--set", "pruning.density=1.5"], ["pruning.density", "1.5", "(0, 1]"]),
-    (["--config", "tiny.yaml", "--set", "pruning.densty=0.5"], ["pruning.densty", "density"]),
-    (["--config", "tiny.yaml", "--set", "model.name=resnet5O"], ["model.name", "resnet50"]),
-    (["--config", "tiny.yaml", "--set", "data.name=fashion"], ["data.name", "fashion_mnist"]),
-    (["--config", "tiny.yaml", "--set", "data.root=nowhere"], ["nowhere"]),
-    (["--config", "tiny.yaml", "--set", "pruning.update_every=50"], ["pruning.update_every", "50", "cannot|no update"]),
-    (["--config", "tiny.yaml", "--set", "pruning.density=0.00001"], ["pruning.density"]),
-    (["--config", "tiny.yaml", "--set", "train.batch_size=4096"], ["train.batch_size"]),
-    (["--config", "tiny.yaml", "--set", "pruning.exclude=[nolayer]"], ["pruning.exclude", "nolayer"]),
-    (["--config", "tiny.yaml", "--device_target", "Ascend"], ["device_target", "Ascend", "CPU"]),
-    (["--config", "tiny.yaml", "--output_dir", "/proc/nowhere"], ["/proc/nowhere"]),
-    (["--config", "tiny.yaml", "--output_dir", "tiny.yaml"], ["tiny.yaml"]),
-    (["--config", "tiny.yaml", "--seed", "many"], ["--seed"]),
-    (["--config", "tiny.yaml", "--frobnicate"], ["--frobnicate"]),
-], ids=lambda value: value[-1].split("=")[0].strip("-") if value and value[0].startswith("--") else "")
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["--config", "nowhere.yaml"], ["nowhere.yaml"]),
+        (["--config", "tiny.yaml", "--set", "pruning.density=1.5"], ["pruning.density", "1.5", "(0, 1]"]),
+        (["--config", "tiny.yaml", "--set", "pruning.densty=0.5"], ["pruning.densty", "density"]),
+        (["--config", "tiny.yaml", "--set", "model.name=resnet5O"], ["model.name", "resnet50"]),
+        (["--config", "tiny.yaml", "--set", "data.name=fashion"], ["data.name", "fashion_mnist"]),
+        (["--config", "tiny.yaml", "--set", "data.root=nowhere"], ["nowhere"]),
+        (
+            ["--config", "tiny.yaml", "--set", "pruning.update_every=50"],
+            ["pruning.update_every", "50", "cannot|no update"],
+        ),
+        (["--config", "tiny.yaml", "--set", "pruning.density=0.00001"], ["pruning.density"]),
+        (["--config", "tiny.yaml", "--set", "train.batch_size=4096"], ["train.batch_size"]),
+        (["--config", "tiny.yaml", "--set", "pruning.exclude=[nolayer]"], ["pruning.exclude", "nolayer"]),
+        (["--config", "tiny.yaml", "--device_target", "Ascend"], ["device_target", "Ascend", "CPU"]),
+        (["--config", "tiny.yaml", "--output_dir", "/proc/nowhere"], ["/proc/nowhere"]),
+        (["--config", "tiny.yaml", "--output_dir", "tiny.yaml"], ["tiny.yaml"]),
+        (["--config", "tiny.yaml", "--seed", "many"], ["--seed"]),
+        (["--config", "tiny.yaml", "--frobnicate"], ["--frobnicate"]),
+    ],
+    ids=lambda value: value[-1].split("=")[0].strip("-") if value and value[0].startswith("--") else "",
+)
 def test_mistakes_in_training(run, arguments, words):
     result = door("train.py", *arguments, cwd=run)
     if "cannot|no update" in words:
@@ -197,8 +303,9 @@ def test_mistakes_in_training(run, arguments, words):
 
 
 def test_mindspores_compile_cache_is_refused(run):
-    refused(door("train.py", "--config", "tiny.yaml", cwd=run, MS_COMPILER_CACHE_ENABLE="1"),
-            "MS_COMPILER_CACHE_ENABLE")
+    refused(
+        door("train.py", "--config", "tiny.yaml", cwd=run, MS_COMPILER_CACHE_ENABLE="1"), "MS_COMPILER_CACHE_ENABLE"
+    )
 
 
 def test_overwrite_takes_away_a_link_and_not_what_it_leads_to(run, tmp_path):
@@ -207,8 +314,20 @@ def test_overwrite_takes_away_a_link_and_not_what_it_leads_to(run, tmp_path):
     (tmp_path / "out/checkpoints").rename(tmp_path / "elsewhere")
     (tmp_path / "out/checkpoints").symlink_to(tmp_path / "elsewhere")
     there = sorted(os.listdir(tmp_path / "elsewhere"))
-    last_json(door("train.py", "--config", "tiny.yaml", "--output_dir", "out", "--overwrite", "--set", "train.epochs=1",
-                   "schedule.warmup_epochs=0", cwd=tmp_path))
+    last_json(
+        door(
+            "train.py",
+            "--config",
+            "tiny.yaml",
+            "--output_dir",
+            "out",
+            "--overwrite",
+            "--set",
+            "train.epochs=1",
+            "schedule.warmup_epochs=0",
+            cwd=tmp_path,
+        )
+    )
     assert sorted(os.listdir(tmp_path / "elsewhere")) == there and not (tmp_path / "out/checkpoints").is_symlink()
 
 
@@ -219,16 +338,21 @@ def test_two_processes_in_one_folder(run, tmp_path, flag):
     before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
     with open(tmp_path / "out/metrics.jsonl", "ab") as metrics:
         fcntl.lockf(metrics, fcntl.LOCK_EX)  # as a run holds it
-        refused(door("train.py", "--config", "tiny.yaml", "--output_dir", "out", "--seed", 3, *flag, cwd=tmp_path),
-                "out", "another process")
+        refused(
+            door("train.py", "--config", "tiny.yaml", "--output_dir", "out", "--seed", 3, *flag, cwd=tmp_path),
+            "out",
+            "another process",
+        )
     assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
 
 
 def test_check_data_names_every_unreadable_image_before_the_run_begins(tmp_path):
     root = image_files.class_folders(tmp_path / "images")
     config = tmp_path / "x.yaml"
-    config.write_text(f"data: {{name: imagenet, root: {root}, image_size: 16}}\nmodel: {{name: cifar_resnet8}}\n"
-                      "train: {epochs: 1, batch_size: 6}\npruning: {method: dense}\ndevice_target: CPU\n")
+    config.write_text(
+        f"data: {{name: imagenet, root: {root}, image_size: 16}}\nmodel: {{name: cifar_resnet8}}\n"
+        "train: {epochs: 1, batch_size: 6}\npruning: {method: dense}\ndevice_target: CPU\n"
+    )
     arguments = ("train.py", "--config", config, "--output_dir", "out", "--check_data")
     damaged = [root / "train/n01/n01_2.JPEG", root / "val/n10/n10_0.JPEG"]
     whole = [file.read_bytes() for file in damaged]
@@ -250,5 +374,7 @@ def test_one_folder_under_two_names_is_one_folder(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").symlink_to("a")
     for name in ("a/", "./a", tmp_path / "a", "b"):
-        refused(door("train.py", "--config", "tiny.yaml", "--resume", name, "--output_dir", "a", cwd=tmp_path),
-                f"{name} is not the folder of a run: it has no config.yaml")
+        refused(
+            door("train.py", "--config", "tiny.yaml", "--resume", name, "--output_dir", "a", cwd=tmp_path),
+            f"{name} is not the folder of a run: it has no config.yaml",
+        )

@@ -1,4 +1,5 @@
 """The command as it is installed: recipes are found from every folder, and a wheel holds what it needs."""
+
 import shutil
 import subprocess
 import sys
@@ -35,11 +36,14 @@ def test_a_recipe_is_found_by_its_name_from_any_folder(tmp_path, monkeypatch):
     for name in "quickstart", "config/quickstart.yaml", "resnet50_imagenet_98":  # the last one has bases
         file = PROJECT / "config" / f"{name.replace('config/', '').replace('.yaml', '')}.yaml"
         assert load_config(name) == load_config(file)
-    result = door("compare", "--config", "quickstart", "--methods", "gmp", "--densities", "0.1", "--dry_run",
-                  cwd=tmp_path)
+    result = door(
+        "compare", "--config", "quickstart", "--methods", "gmp", "--densities", "0.1", "--dry_run", cwd=tmp_path
+    )
     assert result.returncode == 0 and "missing   gmp at 90 % sparsity, seed 0" in result.stdout, result.stderr
-    refused(door("eval", "--config", "quickstrat", "--checkpoint_path", "x", cwd=tmp_path),
-            "rpg-ms eval: error: quickstrat: no such file")
+    refused(
+        door("eval", "--config", "quickstrat", "--checkpoint_path", "x", cwd=tmp_path),
+        "rpg-ms eval: error: quickstrat: no such file",
+    )
 
 
 def test_a_file_comes_before_a_recipe_of_its_name(tmp_path, monkeypatch):
@@ -70,16 +74,35 @@ def wheel(tmp_path_factory):
         shutil.copytree(PROJECT / name, project / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(PROJECT / name, project)
-    subprocess.run([sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index",
-                    "--wheel-dir", str(folder), str(project)], cwd=folder, stdout=subprocess.PIPE, check=True)
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "wheel",
+            "--no-deps",
+            "--no-build-isolation",
+            "--no-index",
+            "--wheel-dir",
+            str(folder),
+            str(project),
+        ],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        check=True,
+    )
     return next(folder.glob("rpg_ms-*.whl"))
 
 
 def test_a_wheel_holds_packages_recipes_data_and_the_command(wheel, tmp_path):
-    expected = {str(file.relative_to(PROJECT)) for pattern in ("*.py", "fashion_mnist/*")
-                for file in (PROJECT / "rpg_ms").rglob(pattern)}
-    expected |= {f"rpg_ms/recipes/{file.relative_to(PROJECT / 'config')}"
-                 for file in (PROJECT / "config").rglob("*.yaml")}
+    expected = {
+        str(file.relative_to(PROJECT))
+        for pattern in ("*.py", "fashion_mnist/*")
+        for file in (PROJECT / "rpg_ms").rglob(pattern)
+    }
+    expected |= {
+        f"rpg_ms/recipes/{file.relative_to(PROJECT / 'config')}" for file in (PROJECT / "config").rglob("*.yaml")
+    }
     with zipfile.ZipFile(wheel) as file:
         names = set(file.namelist())
         entry_points = ConfigParser()
@@ -89,6 +112,12 @@ def test_a_wheel_holds_packages_recipes_data_and_the_command(wheel, tmp_path):
     assert any(name.startswith("rpg_ms/recipes/base/") for name in expected)
     assert dict(entry_points["console_scripts"]) == {"rpg-ms": "rpg_ms.commands:main"}
     (tmp_path / "empty").mkdir()
-    result = subprocess.run(command("recipes"), cwd=tmp_path / "empty", env={"PYTHONPATH": str(tmp_path / "site")},
-                            stdout=subprocess.PIPE, check=True, text=True)
+    result = subprocess.run(
+        command("recipes"),
+        cwd=tmp_path / "empty",
+        env={"PYTHONPATH": str(tmp_path / "site")},
+        stdout=subprocess.PIPE,
+        check=True,
+        text=True,
+    )
     assert names_of(result.stdout) == RECIPES

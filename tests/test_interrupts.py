@@ -1,4 +1,5 @@
 """Ctrl-C and SIGTERM, at any time; what is imported, compiled or waited for does not matter."""
+
 import signal
 import subprocess
 import sys
@@ -22,8 +23,14 @@ ARGUMENTS = {
 
 def begun(folder, door, *arguments):
     (folder / "tiny.yaml").write_text(TINY)
-    return subprocess.Popen(command(door, *ARGUMENTS[door], *arguments), cwd=folder, env=environment(),
-                            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, universal_newlines=True)
+    return subprocess.Popen(
+        command(door, *ARGUMENTS[door], *arguments),
+        cwd=folder,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        universal_newlines=True,
+    )
 
 
 def wait_for(condition, process):
@@ -61,12 +68,19 @@ def test_ctrl_c_while_training(tmp_path):
 
 
 def test_a_second_signal_ends_what_does_not_answer_but_not_one_sent_twice(tmp_path):
-    code = ("import rpg_ms.interrupts, signal, threading, sys\n"
-            "signal.signal(signal.SIGTERM, lambda *_: print('heard', flush=True))\n"
-            "print('ready', flush=True)\n"
-            "threading.Event().wait()\n")
-    process = subprocess.Popen([sys.executable, "-c", code], cwd=PROJECT, stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, universal_newlines=True)
+    code = (
+        "import rpg_ms.interrupts, signal, threading, sys\n"
+        "signal.signal(signal.SIGTERM, lambda *_: print('heard', flush=True))\n"
+        "print('ready', flush=True)\n"
+        "threading.Event().wait()\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=PROJECT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        universal_newlines=True,
+    )
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGTERM)
     assert process.stdout.readline() == "heard\n"
@@ -79,17 +93,21 @@ def test_a_second_signal_ends_what_does_not_answer_but_not_one_sent_twice(tmp_pa
 
 
 def test_an_ignored_ctrl_c_stays_ignored():
-    code = ("import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); import rpg_ms.interrupts, os\n"
-            "os.kill(os.getpid(), signal.SIGINT); print('alive')")
+    code = (
+        "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); import rpg_ms.interrupts, os\n"
+        "os.kill(os.getpid(), signal.SIGINT); print('alive')"
+    )
     assert subprocess.run([sys.executable, "-c", code], cwd=PROJECT, stdout=subprocess.PIPE).stdout == b"alive\n"
 
 
 def test_a_library_user_keeps_the_signals_and_sees_no_noise_at_the_exit():
-    code = ("import signal, numpy as np, mindspore as ms\n"
-            "from rpg_ms.cells import sparsify\nfrom rpg_ms.models import create_model\n"
-            "import rpg_ms.data.pipeline, rpg_ms.training.loop\n"
-            "network = create_model('cifar_resnet8', 10, 1)\nfound = sparsify(network)\n"
-            "network(ms.Tensor(np.zeros((1, 1, 28, 28)), ms.float32))\n"
-            "assert signal.getsignal(signal.SIGINT) is signal.default_int_handler\n")
+    code = (
+        "import signal, numpy as np, mindspore as ms\n"
+        "from rpg_ms.cells import sparsify\nfrom rpg_ms.models import create_model\n"
+        "import rpg_ms.data.pipeline, rpg_ms.training.loop\n"
+        "network = create_model('cifar_resnet8', 10, 1)\nfound = sparsify(network)\n"
+        "network(ms.Tensor(np.zeros((1, 1, 28, 28)), ms.float32))\n"
+        "assert signal.getsignal(signal.SIGINT) is signal.default_int_handler\n"
+    )
     result = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, stderr=subprocess.PIPE, text=True)
     assert (result.returncode, result.stderr) == (0, "")

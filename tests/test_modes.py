@@ -1,4 +1,5 @@
 """Graph and PyNative mode: each repeats itself to the bit, and they agree with each other to float tolerance."""
+
 import mindspore as ms
 import numpy as np
 import pytest
@@ -16,9 +17,13 @@ def run(mode, steps):
     network = create_model("cifar_resnet8", 10, 1)
     found = sparsify(network)
     optimizer = create_optimizer(network.trainable_params(), "momentum", lr=[0.05] * 20, weight_decay=1e-4)
-    step = SparseTrainStep(WithLoss(network), optimizer, found.layers,
-                           pruner(total_steps=10, update_every=2, prune_until=0.8),
-                           rank_term(found.layers, delta=0.1)).set_train()
+    step = SparseTrainStep(
+        WithLoss(network),
+        optimizer,
+        found.layers,
+        pruner(total_steps=10, update_every=2, prune_until=0.8),
+        rank_term(found.layers, delta=0.1),
+    ).set_train()
     rng = np.random.default_rng(0)
     losses, snapshots, gradients = [], [], None
     for t in range(steps):

@@ -1,4 +1,5 @@
 """The READMEs and docs/ are current, complete and alike, and what they name is there."""
+
 import json
 import re
 import runpy
@@ -80,10 +81,25 @@ def test_every_experiment_and_every_key_has_a_place():
 
 
 def test_results_are_written_between_their_marks(tmp_path):
-    run = {"label": "rpg", "method": "rpg", "settings": [], "target_density": 0.02, "seed": 0,
-           "status": "finished", "top1": 88.154, "seconds": 90.0}
-    document = {"command": "rpg-ms compare", "config": "x.yaml", "settings": [], "evaluated_on": "test",
-                "date": "2024-02-29", "environments": [], "runs": [run]}
+    run = {
+        "label": "rpg",
+        "method": "rpg",
+        "settings": [],
+        "target_density": 0.02,
+        "seed": 0,
+        "status": "finished",
+        "top1": 88.154,
+        "seconds": 90.0,
+    }
+    document = {
+        "command": "rpg-ms compare",
+        "config": "x.yaml",
+        "settings": [],
+        "evaluated_on": "test",
+        "date": "2024-02-29",
+        "environments": [],
+        "runs": [run],
+    }
     (tmp_path / "small").mkdir()
     (tmp_path / "small/results.json").write_text(json.dumps(document))
     for kind, content in (("results", section(document)), ("accuracy", table(document, "cn"))):
@@ -144,8 +160,9 @@ def test_what_is_named_is_there(name):
 
 
 def test_every_command_is_run_somewhere():
-    shown = [line for name in [*TEXTS, "CONTRIBUTING.md"]
-             for line in commands((PROJECT / name).read_text(encoding="utf-8"))]
+    shown = [
+        line for name in [*TEXTS, "CONTRIBUTING.md"] for line in commands((PROJECT / name).read_text(encoding="utf-8"))
+    ]
     assert [line for line in shown if not line.startswith(tuple(COMMANDS))] == []
     assert [known for known in COMMANDS if not any(line.startswith(known) for line in shown)] == []
     assert all(where == "by hand" or (PROJECT / where).is_file() for where in COMMANDS.values())
@@ -163,10 +180,12 @@ def test_keys_and_configurations_of_commands_are_there(name):
 @pytest.mark.parametrize("command", ["train", "eval", "export", "convert", "report", "compare", "recipes"])
 def test_options_of_commands_are_there(command):
     shown = [line for name in TEXTS for line in commands(TEXTS[name]) if line.startswith(f"rpg-ms {command}")]
-    described = subprocess.run([sys.executable, "-m", "rpg_ms", command, "--help"], cwd=PROJECT, check=True,
-                               stdout=subprocess.PIPE, text=True).stdout
+    described = subprocess.run(
+        [sys.executable, "-m", "rpg_ms", command, "--help"], cwd=PROJECT, check=True, stdout=subprocess.PIPE, text=True
+    ).stdout
     assert shown and {option for line in shown for option in re.findall(r"(?<= )--\w+", line)} <= set(
-        re.findall(r"--\w+", described))
+        re.findall(r"--\w+", described)
+    )
 
 
 @pytest.mark.parametrize("file", sorted((PROJECT / "config").glob("*.yaml")), ids=lambda file: file.stem)
@@ -189,8 +208,12 @@ def scope(**more):
     """What the Python of a text takes for granted."""
     ms.set_context(mode=ms.GRAPH_MODE)
     network = Net()
-    return {"network": network, "network_with_loss": WithLoss(network),
-            "optimizer": nn.Momentum(network.trainable_params(), 0.01, 0.9), **more}
+    return {
+        "network": network,
+        "network_with_loss": WithLoss(network),
+        "optimizer": nn.Momentum(network.trainable_params(), 0.01, 0.9),
+        **more,
+    }
 
 
 def assert_pruned(layers, density):

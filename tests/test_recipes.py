@@ -1,4 +1,5 @@
 """The recipes under config/: what they state, that their calendars arrive, and that they train."""
+
 import re
 
 import mindspore as ms
@@ -30,8 +31,7 @@ def network_of(name):
 
 
 # The sparsest recipe of each network and dataset stands for the others where a test takes seconds.
-SPARSEST = {network_of(name): name
-            for name in sorted(NAMES, key=lambda name: PARTS.fullmatch(name)["sparsity"])}
+SPARSEST = {network_of(name): name for name in sorted(NAMES, key=lambda name: PARTS.fullmatch(name)["sparsity"])}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -49,8 +49,11 @@ def test_a_recipe_is_what_its_name_says(name):
     assert parts["model"] in config.model.name and parts["data"] == config.data.name
     assert config.pruning.density == pytest.approx(1 - int(parts["sparsity"]) / 100, abs=1e-12)
     assert config.output_dir == f"runs/{name}"
-    assert (config.model.pretrained is None) == (parts["variant"] == "_scratch" or parts["data"] == "cifar100"
-                                                 or parts["model"] in ("resnet32", "vgg19", "deit_small"))
+    assert (config.model.pretrained is None) == (
+        parts["variant"] == "_scratch"
+        or parts["data"] == "cifar100"
+        or parts["model"] in ("resnet32", "vgg19", "deit_small")
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -61,28 +64,46 @@ def test_the_calendar_of_the_whole_run_reaches_its_target(name):
     rates, pruning = build.learning_rates(config, steps_per_epoch), config.pruning
     assert len(rates) == config.train.epochs * steps_per_epoch
     assert max(rates) == pytest.approx(config.optimizer.lr) and rates[-1] < 0.02 * config.optimizer.lr
-    calendar = UpdateCalendar(len(rates), pruning.update_every, pruning.prune_until, pruning.freeze_after,
-                              pruning.density, pruning.schedule, pruning.warmup_updates)
+    calendar = UpdateCalendar(
+        len(rates),
+        pruning.update_every,
+        pruning.prune_until,
+        pruning.freeze_after,
+        pruning.density,
+        pruning.schedule,
+        pruning.warmup_updates,
+    )
     before = calendar.density_at(calendar.reach_step - 1)
     assert calendar.density_at(calendar.reach_step) == calendar.density_at(len(rates)) == pruning.density < before
     # The last of many small cuts, and time left to recover in.
     assert before < 1.1 * pruning.density and calendar.last_update < 0.91 * len(rates)
 
 
-@pytest.mark.parametrize("name, rank_lambda, delta", [
-    ("resnet50_imagenet_80", 0.5, 0.2), ("resnet50_imagenet_90", 0.5, 0.1), ("resnet50_imagenet_95", 3, 0.2),
-    ("resnet50_imagenet_98", 4, 0.2), ("resnet50_imagenet_90_scratch", 0.5, 0.1),
-    ("resnet50_imagenet_95_scratch", 3, 0.2)])
+@pytest.mark.parametrize(
+    "name, rank_lambda, delta",
+    [
+        ("resnet50_imagenet_80", 0.5, 0.2),
+        ("resnet50_imagenet_90", 0.5, 0.1),
+        ("resnet50_imagenet_95", 3, 0.2),
+        ("resnet50_imagenet_98", 4, 0.2),
+        ("resnet50_imagenet_90_scratch", 0.5, 0.1),
+        ("resnet50_imagenet_95_scratch", 3, 0.2),
+    ],
+)
 def test_numbers_of_the_released_imagenet_runs(name, rank_lambda, delta):
     config = recipe(name)
     train, optimizer, pruning, rank = config.train, config.optimizer, config.pruning, config.rank
     assert (train.epochs, train.batch_size, train.label_smoothing) == (100, 128, 0.1)
-    assert (optimizer.name, optimizer.lr, optimizer.momentum, optimizer.weight_decay,
-            optimizer.decay_norm_and_bias) == ("sgd", 0.4, 0.9, 1e-4, False)
+    assert (
+        optimizer.name,
+        optimizer.lr,
+        optimizer.momentum,
+        optimizer.weight_decay,
+        optimizer.decay_norm_and_bias,
+    ) == ("sgd", 0.4, 0.9, 1e-4, False)
     assert (config.schedule.name, config.schedule.warmup_epochs, config.schedule.end_lr) == ("cosine", 5, 0)
     assert (pruning.method, pruning.schedule, pruning.allocation) == ("rpg", "exponential", "global")
-    assert (pruning.alpha, pruning.update_every, pruning.prune_until,
-            pruning.freeze_after) == (0.3, 100, 0.9, 0.901)
+    assert (pruning.alpha, pruning.update_every, pruning.prune_until, pruning.freeze_after) == (0.3, 100, 0.9, 0.901)
     assert (rank.lambda_, rank.delta, rank.every, rank.include_dense) == (rank_lambda, delta, "update", False)
 
 
@@ -91,18 +112,36 @@ def test_numbers_of_the_eight_epoch_comparison():
     train, optimizer, pruning, rank = config.train, config.optimizer, config.pruning, config.rank
     assert (train.epochs, train.batch_size, train.label_smoothing) == (8, 128, 0)
     assert config.data.augment == "crop_flip"
-    assert (optimizer.name, optimizer.lr, optimizer.momentum, optimizer.nesterov, optimizer.weight_decay,
-            optimizer.decay_norm_and_bias) == ("sgd", 0.1, 0.9, False, 5e-4, True)
-    assert (pruning.schedule, pruning.alpha, pruning.update_every, pruning.prune_until,
-            pruning.freeze_after) == ("exponential", 0.3, 50, 0.8, 0.801)
+    assert (
+        optimizer.name,
+        optimizer.lr,
+        optimizer.momentum,
+        optimizer.nesterov,
+        optimizer.weight_decay,
+        optimizer.decay_norm_and_bias,
+    ) == ("sgd", 0.1, 0.9, False, 5e-4, True)
+    assert (pruning.schedule, pruning.alpha, pruning.update_every, pruning.prune_until, pruning.freeze_after) == (
+        "exponential",
+        0.3,
+        50,
+        0.8,
+        0.801,
+    )
     assert (rank.lambda_, rank.delta, rank.every) == (0.5, 0.1, "update")
     steps = np.arange(8 * 390)  # cosine to 0 from the very first step
     expected = 0.05 * (1 + np.cos(np.pi * steps / 3120))
     np.testing.assert_allclose(build.learning_rates(config, 390), expected, atol=1e-6)
 
     variant = recipe("resnet20_cifar10_98_8epochs_erk").pruning
-    assert (variant.method, variant.schedule, variant.allocation, variant.alpha, variant.update_every,
-            variant.prune_until, variant.freeze_after) == ("rpg_erk", "cubic", "erk", 0.3, 50, 0.6, 0.9)
+    assert (
+        variant.method,
+        variant.schedule,
+        variant.allocation,
+        variant.alpha,
+        variant.update_every,
+        variant.prune_until,
+        variant.freeze_after,
+    ) == ("rpg_erk", "cubic", "erk", 0.3, 50, 0.6, 0.9)
 
 
 @pytest.fixture(scope="module")
@@ -126,13 +165,24 @@ def reduced(name, roots):
     """A recipe for eight small images: an epoch is one step, every second step an update."""
     data = recipe(name).data.name
     size, classes = {"imagenet": (32, 1000), "cifar10": (16, 10), "cifar100": (16, 100)}[data]
-    return recipe(name, f"data.root={roots[data]}", f"data.image_size={size}", "data.limit=8",
-                  "data.workers=1", f"model.num_classes={classes}", "train.epochs=8", "train.batch_size=8",
-                  "pruning.update_every=2", "device_target=CPU", "mode=pynative")
+    return recipe(
+        name,
+        f"data.root={roots[data]}",
+        f"data.image_size={size}",
+        "data.limit=8",
+        "data.workers=1",
+        f"model.num_classes={classes}",
+        "train.epochs=8",
+        "train.batch_size=8",
+        "pruning.update_every=2",
+        "device_target=CPU",
+        "mode=pynative",
+    )
 
 
-@pytest.mark.parametrize("name", [
-    pytest.param(name, marks=pytest.mark.slow if "cifar100" in name else ()) for name in SPARSEST.values()])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if "cifar100" in name else ()) for name in SPARSEST.values()]
+)
 def test_a_recipe_trains_and_prunes(name, roots, pynative):
     """Two steps and a topology update in between."""
     config = reduced(name, roots)
@@ -166,8 +216,13 @@ def weights(layers):
     return [layer.weight.asnumpy().copy() for layer in layers]
 
 
-@pytest.mark.parametrize("name, file", [("resnet50_imagenet_98", "pretrained/resnet50.pth"),
-                                        ("resnet20_cifar10_98_8epochs", "pretrained/resnet20-12fca82f.th")])
+@pytest.mark.parametrize(
+    "name, file",
+    [
+        ("resnet50_imagenet_98", "pretrained/resnet50.pth"),
+        ("resnet20_cifar10_98_8epochs", "pretrained/resnet20-12fca82f.th"),
+    ],
+)
 def test_missing_pretrained_weights_are_named(name, file, roots, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = reduced(name, roots)

@@ -1,4 +1,5 @@
 """Interrupted and resumed runs end as if nothing had happened, to the bit."""
+
 import json
 import os
 import shutil
@@ -13,8 +14,14 @@ from rpg_ms.training.checkpoint import Checkpoints
 from rpg_ms.training.distributed import ALONE
 
 # Everything that has a state: momentum, average, micro-batches, augmentation, mid-epoch steps.
-OPTIONS = ["train.ema_decay=0.9", "train.micro_batches=2", "data.augment=auto",
-           "checkpoint.every_steps=5", "data.workers=1", "train.clip_norm=5.0"]
+OPTIONS = [
+    "train.ema_decay=0.9",
+    "train.micro_batches=2",
+    "data.augment=auto",
+    "checkpoint.every_steps=5",
+    "data.workers=1",
+    "train.clip_norm=5.0",
+]
 
 
 def train(cwd, out, *arguments):
@@ -53,26 +60,40 @@ def test_killed_at_any_moment(uninterrupted):
     """One run, killed five times: before its first checkpoint, while redrawing masks, while writing a checkpoint,
     between the checkpoint and its link, and by a polite SIGTERM.
     """
-    moments = ["rpg_ms.pruning.pruner update_topology before 1",
-               "rpg_ms.cells.train_step set_topology after 25",
-               "mindspore save_checkpoint after 2",
-               "rpg_ms.training.checkpoint _link before 2"]
+    moments = [
+        "rpg_ms.pruning.pruner update_topology before 1",
+        "rpg_ms.cells.train_step set_topology after 25",
+        "mindspore save_checkpoint after 2",
+        "rpg_ms.training.checkpoint _link before 2",
+    ]
     for moment in moments:
         result = killed_door(moment, *train(uninterrupted, "out", "--resume", "auto"), cwd=uninterrupted)
         assert result.returncode == -signal.SIGKILL, (moment, result.stderr[-1000:])
-    result = killed_door("rpg_ms.pruning.pruner update_topology after 2", *train(uninterrupted, "out"), "--resume",
-                         "out", signal="SIGTERM", cwd=uninterrupted)
+    result = killed_door(
+        "rpg_ms.pruning.pruner update_topology after 2",
+        *train(uninterrupted, "out"),
+        "--resume",
+        "out",
+        signal="SIGTERM",
+        cwd=uninterrupted,
+    )
     refused(result, "SIGTERM", "last.ckpt", "--resume", status=143)
     assert not (uninterrupted / "out/summary.json").exists()
     last_json(door(*train(uninterrupted, "out"), "--resume", "out", cwd=uninterrupted))
     assert_same(uninterrupted, "out")
     # Once finished, there is nothing to go on with: the summary is printed again, and nothing changes.
-    before = {path.name: path.stat().st_mtime_ns for path in (uninterrupted / "out").iterdir()
-              if path.name not in ("config.yaml",)}
+    before = {
+        path.name: path.stat().st_mtime_ns
+        for path in (uninterrupted / "out").iterdir()
+        if path.name not in ("config.yaml",)
+    }
     summary = last_json(door(*train(uninterrupted, "out"), "--resume", "out", cwd=uninterrupted))
     assert summary == json.loads((uninterrupted / "out/summary.json").read_text())
-    assert before == {path.name: path.stat().st_mtime_ns for path in (uninterrupted / "out").iterdir()
-                      if path.name not in ("config.yaml",)}
+    assert before == {
+        path.name: path.stat().st_mtime_ns
+        for path in (uninterrupted / "out").iterdir()
+        if path.name not in ("config.yaml",)
+    }
 
 
 def test_damaged_checkpoint_is_named_and_the_one_before_used(uninterrupted):
@@ -113,33 +134,51 @@ def test_all_checkpoints_damaged(uninterrupted):
 
 def test_changed_configuration(uninterrupted):
     arguments = [*train(uninterrupted, "whole"), "optimizer.lr=0.2", "data.workers=2"]
-    refused(door(*arguments, "--resume", "whole", cwd=uninterrupted),
-            "optimizer.lr (was 0.1, now 0.2)", "--allow_changes")
+    refused(
+        door(*arguments, "--resume", "whole", cwd=uninterrupted), "optimizer.lr (was 0.1, now 0.2)", "--allow_changes"
+    )
     arguments = [*train(uninterrupted, "whole"), "data.workers=2", "--resume", "whole"]
     last_json(door(*arguments, cwd=uninterrupted))  # what does not change the result is free
     refused(door(*train(uninterrupted, "nowhere"), "--resume", "nowhere", cwd=uninterrupted), "nowhere")
 
 
-@pytest.mark.parametrize("change, lacking", [
-    ("optimizer.name=adam", "optimizer:"), ("train.amp_level=O2", "scaler:"),
-    ("pruning={method: st3, alpha: 0}", "optimizer:moments.latent")])
+@pytest.mark.parametrize(
+    "change, lacking",
+    [
+        ("optimizer.name=adam", "optimizer:"),
+        ("train.amp_level=O2", "scaler:"),
+        ("pruning={method: st3, alpha: 0}", "optimizer:moments.latent"),
+    ],
+)
 def test_what_no_checkpoint_has_a_state_for_cannot_change(uninterrupted, change, lacking):
     """Not even with --allow_changes, and the run is left as it was."""
     whole = uninterrupted / "whole"
     before = {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
-    refused(door(*train(uninterrupted, "whole", change), "--resume", "whole", "--allow_changes", cwd=uninterrupted),
-            f"holds no {lacking}", "the run began with another")
+    refused(
+        door(*train(uninterrupted, "whole", change), "--resume", "whole", "--allow_changes", cwd=uninterrupted),
+        f"holds no {lacking}",
+        "the run began with another",
+    )
     assert before == {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("changes", [["pruning.density=0.05"], ["pruning.method=gmp", "pruning.alpha=0", "rank.lambda=0",
-                                     "pruning.density=0.19", "train.epochs=4"]],
-                         ids=["at the end", "beyond T_prune"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ["pruning.density=0.05"],
+        ["pruning.method=gmp", "pruning.alpha=0", "rank.lambda=0", "pruning.density=0.19", "train.epochs=4"],
+    ],
+    ids=["at the end", "beyond T_prune"],
+)
 def test_a_target_that_no_update_is_left_to_reach(uninterrupted, changes):
     whole = uninterrupted / "whole"
     before = {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
-    refused(door(*train(uninterrupted, "whole", *changes), "--resume", "whole", "--allow_changes", cwd=uninterrupted),
-            "pruning.density: 0.", "after step 48", "no topology update is left")
+    refused(
+        door(*train(uninterrupted, "whole", *changes), "--resume", "whole", "--allow_changes", cwd=uninterrupted),
+        "pruning.density: 0.",
+        "after step 48",
+        "no topology update is left",
+    )
     assert before == {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
 
 
@@ -150,8 +189,11 @@ def test_lost_files(uninterrupted):
         (uninterrupted / "lost" / name).unlink()
     arguments = [*train(uninterrupted, "lost"), "optimizer.lr=0.2", "--resume", "auto"]
     refused(door(*arguments, cwd=uninterrupted), "lost holds a run without config.yaml", "--allow_changes")
-    refused(door(*arguments, "--allow_changes", "--set", "optimizer.name=adam", cwd=uninterrupted),
-            "holds no optimizer:", "the run began with another optimizer")
+    refused(
+        door(*arguments, "--allow_changes", "--set", "optimizer.name=adam", cwd=uninterrupted),
+        "holds no optimizer:",
+        "the run began with another optimizer",
+    )
     (uninterrupted / "lost/metrics.jsonl").unlink()
     last_json(door(*arguments, "--allow_changes", cwd=uninterrupted))
     assert b"\0" not in (uninterrupted / "lost/metrics.jsonl").read_bytes()
@@ -182,8 +224,9 @@ def test_changed_length(uninterrupted):
 
 def test_folder_without_a_run(uninterrupted):
     (uninterrupted / "empty").mkdir()
-    refused(door(*train(uninterrupted, "empty"), "--resume", "empty", cwd=uninterrupted),
-            "empty is not the folder of a run")
+    refused(
+        door(*train(uninterrupted, "empty"), "--resume", "empty", cwd=uninterrupted), "empty is not the folder of a run"
+    )
     refused(door(*train(uninterrupted, "empty"), "--resume", "other", cwd=uninterrupted), "different folders")
 
 

@@ -1,4 +1,5 @@
 """The shell scripts, as far as they can be tried in seconds and without a network."""
+
 import os
 import re
 import shutil
@@ -15,8 +16,14 @@ SCRIPTS = sorted((PROJECT / "scripts").glob("*.sh"))
 def run(*command, **environment):
     """Run a command from the root folder, so that nothing leans on the working directory."""
     clean = {name: value for name, value in os.environ.items() if name not in ("PYTHON", "RPG_VENV")}
-    return subprocess.run([str(word) for word in command], cwd="/", env={**clean, **environment},
-                          capture_output=True, text=True, timeout=60)
+    return subprocess.run(
+        [str(word) for word in command],
+        cwd="/",
+        env={**clean, **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
 
 
 def executable(file, text):
@@ -36,9 +43,11 @@ def fails_with_one_line(result, *words, status=1):
 @pytest.fixture
 def environment(tmp_path):
     """Call environment.sh with an environment folder of its own."""
+
     def call(**variables):
         variables = {"RPG_VENV": str(tmp_path / "venv"), **variables}
         return run("bash", PROJECT / "scripts/environment.sh", **variables)
+
     return call
 
 
@@ -72,12 +81,15 @@ def test_unsupported_python(environment, tmp_path):
     assert not (tmp_path / "venv").exists()
 
 
-@pytest.mark.parametrize("version, supported", [
-    ((3, 8), False), ((3, 9), True), ((3, 12), True), ((3, 13), False)])
+@pytest.mark.parametrize("version, supported", [((3, 8), False), ((3, 9), True), ((3, 12), True), ((3, 13), False)])
 def test_supported_versions(version, supported):
     inspect = (PROJECT / "scripts/inspect_python.py").read_text()
-    result = run(sys.executable, "-c", f"import sys; sys.version_info = {version + (0, 'final', 0)}; "
-                 f"__file__ = {str(PROJECT / 'scripts/inspect_python.py')!r}; exec({inspect!r})")
+    result = run(
+        sys.executable,
+        "-c",
+        f"import sys; sys.version_info = {version + (0, 'final', 0)}; "
+        f"__file__ = {str(PROJECT / 'scripts/inspect_python.py')!r}; exec({inspect!r})",
+    )
     refusal = f"is Python {version[0]}.{version[1]}, not 3.9 to 3.12\n"
     assert result.stdout == refusal if not supported else refusal not in result.stdout
     assert supported or result.returncode == 1
@@ -120,9 +132,12 @@ def test_failing_pip_leaves_nothing_behind(environment, tmp_path):
     # A Python whose venv module makes an environment with a pip that finds no network.
     pip = executable(tmp_path / "offline", "echo 'ERROR: Could not find a version'; exit 1")
     executable(tmp_path / "bin/df", "printf 'header\\n/dev/x 9000000 0 9000000 0%% /\\n'")
-    python = executable(tmp_path / "python", f"""
+    python = executable(
+        tmp_path / "python",
+        f"""
         if [ "$1 $2" = "-m venv" ]; then mkdir -p "$3/bin"; cp "{pip}" "$3/bin/python"
-        else printf '3.11.7 /usr\\n\\nmindspore\\n'; fi""")
+        else printf '3.11.7 /usr\\n\\nmindspore\\n'; fi""",
+    )
     for _ in range(2):
         result = environment(PYTHON=str(python), PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}")
         fails_with_one_line(result, "network", "Could not find a version; log: ", str(tmp_path / "venv.log"))
@@ -131,15 +146,21 @@ def test_failing_pip_leaves_nothing_behind(environment, tmp_path):
 
 def test_own_mindspore_is_kept(environment, tmp_path):
     executable(tmp_path / "bin/df", "printf 'header\\n/dev/x 9000000 0 3000000 0%% /\\n'")
-    installed = executable(tmp_path / "installed", """
+    installed = executable(
+        tmp_path / "installed",
+        """
         case "$*" in
             *"pip install"*) echo "$@" ;;
             *) printf '3.11.7 /usr\\n2.8.0\\n\\n' ;;
-        esac""")
-    python = executable(tmp_path / "python", f"""
+        esac""",
+    )
+    python = executable(
+        tmp_path / "python",
+        f"""
         if [ "$1 $2" = "-m venv" ]; then
             echo "$@"; mkdir -p "$4/bin"; cp "{installed}" "$4/bin/python"
-        else printf '3.11.7 /usr\\n2.8.0\\npytest\\n'; fi""")
+        else printf '3.11.7 /usr\\n2.8.0\\npytest\\n'; fi""",
+    )
     path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
     result = environment(PYTHON=str(python), PATH=path)
     assert (result.returncode, result.stderr) == (0, "")
@@ -171,49 +192,81 @@ def test_a_folder_of_somebody_else_is_left_alone(environment, tmp_path):
     assert precious.read_text() == "data" and not (tmp_path / "venv/made-by-rpg-ms").exists()
 
 
-@pytest.mark.parametrize("script, arguments", [
-    ("run_standalone_train.sh", ["config/quickstart.yaml", "TPU"]),
-    ("run_eval.sh", []),
-    ("run_eval.sh", ["config/quickstart.yaml"]),
-    ("run_eval.sh", ["config/quickstart.yaml", "--seed", "1"]),
-    ("run_compare.sh", []),
-    ("run_compare.sh", ["--methods", "rpg"]),
-    ("run_export.sh", ["config/quickstart.yaml"]),
-    ("run_export.sh", ["config/quickstart.yaml", "--seed", "1"]),
-])
+@pytest.mark.parametrize(
+    "script, arguments",
+    [
+        ("run_standalone_train.sh", ["config/quickstart.yaml", "TPU"]),
+        ("run_eval.sh", []),
+        ("run_eval.sh", ["config/quickstart.yaml"]),
+        ("run_eval.sh", ["config/quickstart.yaml", "--seed", "1"]),
+        ("run_compare.sh", []),
+        ("run_compare.sh", ["--methods", "rpg"]),
+        ("run_export.sh", ["config/quickstart.yaml"]),
+        ("run_export.sh", ["config/quickstart.yaml", "--seed", "1"]),
+    ],
+)
 def test_wrong_arguments(project, script, arguments):
     fails_with_one_line(run("bash", project / "scripts" / script, *arguments), f"usage: {script}", status=2)
 
 
-@pytest.mark.parametrize("script", ["run_standalone_train.sh", "run_eval.sh", "run_export.sh",
-                                    "run_compare.sh"])
+@pytest.mark.parametrize("script", ["run_standalone_train.sh", "run_eval.sh", "run_export.sh", "run_compare.sh"])
 def test_absent_configuration(project, script):
     result = run("bash", project / "scripts" / script, "config/absent.yaml", "CPU")
     fails_with_one_line(result, "no configuration file config/absent.yaml", status=2)
 
 
-@pytest.mark.parametrize("script, arguments, expected", [
-    ("run_standalone_train.sh", [], "train --config {config} --device_target auto"),
-    ("run_standalone_train.sh", ["config/quickstart.yaml", "Ascend", "--set", "a=b c"],
-     "train --config {config} --device_target Ascend --set a=b c"),
-    ("run_standalone_train.sh", ["--seed", "1"], "train --config {config} --device_target auto --seed 1"),
-    ("run_standalone_train.sh", ["config/quickstart.yaml", "--seed", "1"],
-     "train --config {config} --device_target auto --seed 1"),
-    ("run_eval.sh", ["config/quickstart.yaml", "x.ckpt", "--seed", "1"],
-     "eval --config {config} --checkpoint_path x.ckpt --seed 1"),
-    ("run_compare.sh", ["config/quickstart.yaml", "--methods", "a=rpg,x.y=[1, 2]", "--densities", "0.1"],
-     "compare --config {config} --methods a=rpg,x.y=[1, 2] --densities 0.1"),
-    ("run_export.sh", ["config/quickstart.yaml", "r/x.ckpt"],
-     "export --config {config} --checkpoint_path r/x.ckpt --file_format MINDIR --file_name r/x"),
-    ("run_export.sh", ["config/quickstart.yaml", "x.ckpt", "ONNX", "y", "--seed", "1"],
-     "export --config {config} --checkpoint_path x.ckpt --file_format ONNX --file_name y --seed 1"),
-    ("run_export.sh", ["config/quickstart.yaml", "x.ckpt", "ONNX", "--softmax"],
-     "export --config {config} --checkpoint_path x.ckpt --file_format ONNX --file_name x --softmax"),
-    ("run_export.sh", ["config/quickstart.yaml", "x.ckpt", "--ema"],
-     "export --config {config} --checkpoint_path x.ckpt --file_format MINDIR --file_name x --ema"),
-    ("run_export.sh", ["config/quickstart.yaml", "r/x.ckpt", "PACKED"],
-     "export --config {config} --checkpoint_path r/x.ckpt --file_format PACKED --file_name r/x"),
-])
+@pytest.mark.parametrize(
+    "script, arguments, expected",
+    [
+        ("run_standalone_train.sh", [], "train --config {config} --device_target auto"),
+        (
+            "run_standalone_train.sh",
+            ["config/quickstart.yaml", "Ascend", "--set", "a=b c"],
+            "train --config {config} --device_target Ascend --set a=b c",
+        ),
+        ("run_standalone_train.sh", ["--seed", "1"], "train --config {config} --device_target auto --seed 1"),
+        (
+            "run_standalone_train.sh",
+            ["config/quickstart.yaml", "--seed", "1"],
+            "train --config {config} --device_target auto --seed 1",
+        ),
+        (
+            "run_eval.sh",
+            ["config/quickstart.yaml", "x.ckpt", "--seed", "1"],
+            "eval --config {config} --checkpoint_path x.ckpt --seed 1",
+        ),
+        (
+            "run_compare.sh",
+            ["config/quickstart.yaml", "--methods", "a=rpg,x.y=[1, 2]", "--densities", "0.1"],
+            "compare --config {config} --methods a=rpg,x.y=[1, 2] --densities 0.1",
+        ),
+        (
+            "run_export.sh",
+            ["config/quickstart.yaml", "r/x.ckpt"],
+            "export --config {config} --checkpoint_path r/x.ckpt --file_format MINDIR --file_name r/x",
+        ),
+        (
+            "run_export.sh",
+            ["config/quickstart.yaml", "x.ckpt", "ONNX", "y", "--seed", "1"],
+            "export --config {config} --checkpoint_path x.ckpt --file_format ONNX --file_name y --seed 1",
+        ),
+        (
+            "run_export.sh",
+            ["config/quickstart.yaml", "x.ckpt", "ONNX", "--softmax"],
+            "export --config {config} --checkpoint_path x.ckpt --file_format ONNX --file_name x --softmax",
+        ),
+        (
+            "run_export.sh",
+            ["config/quickstart.yaml", "x.ckpt", "--ema"],
+            "export --config {config} --checkpoint_path x.ckpt --file_format MINDIR --file_name x --ema",
+        ),
+        (
+            "run_export.sh",
+            ["config/quickstart.yaml", "r/x.ckpt", "PACKED"],
+            "export --config {config} --checkpoint_path r/x.ckpt --file_format PACKED --file_name r/x",
+        ),
+    ],
+)
 def test_arguments_reach_the_front_door(project, script, arguments, expected):
     result = run("bash", project / "scripts" / script, *arguments, PYTHON=sys.executable)
     assert (result.returncode, result.stderr) == (0, "")
@@ -221,8 +274,15 @@ def test_arguments_reach_the_front_door(project, script, arguments, expected):
 
 
 def test_a_format_that_export_does_not_know():
-    result = run("bash", PROJECT / "scripts/run_export.sh", "config/quickstart.yaml", "a.ckpt", "PTH",
-                 PYTHON=sys.executable, RPG_VENV="/nowhere")
+    result = run(
+        "bash",
+        PROJECT / "scripts/run_export.sh",
+        "config/quickstart.yaml",
+        "a.ckpt",
+        "PTH",
+        PYTHON=sys.executable,
+        RPG_VENV="/nowhere",
+    )
     fails_with_one_line(result, "export.py: error: argument --file_format: invalid choice: 'PTH'", "MINDIR", status=2)
 
 
@@ -246,8 +306,9 @@ print("train", *sys.argv[1:])
         result = run("bash", project / "scripts/quickstart.sh", "--set", "train.epochs=1")
         assert (result.returncode, result.stderr) == (0, "")
         train, evaluation, export, figures, place = result.stdout.splitlines()
-        assert train == ("train --config config/quickstart.yaml --overwrite --set train.epochs=1 "
-                         "--output_dir runs/quickstart")
+        assert train == (
+            "train --config config/quickstart.yaml --overwrite --set train.epochs=1 --output_dir runs/quickstart"
+        )
         checkpoint = "--config runs/quickstart/config.yaml --checkpoint_path runs/quickstart/last.ckpt"
         assert evaluation == f"eval {checkpoint}"
         assert export == f"export {checkpoint} --file_format MINDIR --file_name runs/quickstart/model"

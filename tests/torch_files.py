@@ -1,4 +1,5 @@
 """Writes files as `torch.save` does, without PyTorch: for tests of what reads them."""
+
 import io
 import pickle
 import sys
@@ -8,8 +9,15 @@ from collections import OrderedDict
 
 import numpy as np
 
-STORAGES = {"float32": "FloatStorage", "float64": "DoubleStorage", "float16": "HalfStorage",
-            "int64": "LongStorage", "int32": "IntStorage", "uint8": "ByteStorage", "bool": "BoolStorage"}
+STORAGES = {
+    "float32": "FloatStorage",
+    "float64": "DoubleStorage",
+    "float16": "HalfStorage",
+    "int64": "LongStorage",
+    "int32": "IntStorage",
+    "uint8": "ByteStorage",
+    "bool": "BoolStorage",
+}
 PROTOCOL = 2
 
 
@@ -82,8 +90,13 @@ class Named:
 
 def module(parameters=(), buffers=(), modules=(), not_saved=()):
     """A pickled torch.nn.Module with these arrays and parts."""
-    state = {"training": True, "_parameters": dict(parameters), "_buffers": dict(buffers), "_modules": dict(modules),
-             "_non_persistent_buffers_set": set(not_saved)}
+    state = {
+        "training": True,
+        "_parameters": dict(parameters),
+        "_buffers": dict(buffers),
+        "_modules": dict(modules),
+        "_non_persistent_buffers_set": set(not_saved),
+    }
     return Named("torch.nn.modules.module.Module", state=state)
 
 
@@ -112,7 +125,7 @@ def save(path, content, legacy=False, compression=zipfile.ZIP_STORED):
                 sys.modules[name] = module
     if legacy:
         with open(path, "wb") as out:
-            for header in (0x1950a86a20f9469cfc6c, 1001, {"protocol_version": 1001, "little_endian": True}):
+            for header in (0x1950A86A20F9469CFC6C, 1001, {"protocol_version": 1001, "little_endian": True}):
                 pickle.dump(header, out, PROTOCOL)
             out.write(file.getvalue())
             pickle.dump(sorted(pickler.storages), out, PROTOCOL)

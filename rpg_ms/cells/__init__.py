@@ -1,4 +1,5 @@
 """MindSpore cells: masked layers and the train-one-step cell."""
+
 from __future__ import annotations
 
 from rpg_ms.cells.average import WeightAverage
@@ -7,5 +8,16 @@ from rpg_ms.cells.rank_term import RankTerm
 from rpg_ms.cells.soft_threshold import SoftThreshold
 from rpg_ms.cells.train_step import SparseTrainStep, StepOptions
 
-__all__ = ["MaskedConv2d", "MaskedDense", "MaskedLayer", "RankTerm", "Skipped", "SoftThreshold", "SparseTrainStep",
-           "Sparsified", "StepOptions", "WeightAverage", "sparsify"]
+__all__ = [
+    "MaskedConv2d",
+    "MaskedDense",
+    "MaskedLayer",
+    "RankTerm",
+    "Skipped",
+    "SoftThreshold",
+    "SparseTrainStep",
+    "Sparsified",
+    "StepOptions",
+    "WeightAverage",
+    "sparsify",
+]

@@ -1,4 +1,5 @@
 """A moving average of the weights."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -25,9 +26,12 @@ class WeightAverage(nn.Cell):
         super().__init__(auto_prefix=False)
         self.fresh = 1 - decay
         self.sources = ms.ParameterTuple([p for p in network.get_parameters() if p.is_floating_point()])
-        self.averages = ms.ParameterTuple([
-            ms.Parameter(ms.Tensor(p.asnumpy().copy()), name=f"average.{p.name}", requires_grad=False)
-            for p in self.sources])
+        self.averages = ms.ParameterTuple(
+            [
+                ms.Parameter(ms.Tensor(p.asnumpy().copy()), name=f"average.{p.name}", requires_grad=False)
+                for p in self.sources
+            ]
+        )
 
     def construct(self) -> bool:
         for average, source in zip(self.averages, self.sources):

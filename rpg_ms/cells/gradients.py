@@ -1,4 +1,5 @@
 """The task's loss and its dense gradient."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -25,9 +26,14 @@ class TaskGradients(nn.Cell):
         `(loss, gradients, finite)`; `finite` is a bool scalar, always True without a scaler.
     """
 
-    def __init__(self, network_with_loss: nn.Cell, parameters: Sequence[ms.Parameter],
-                 scaler: Optional[amp.LossScaler] = None, share: float = 1.0,
-                 reduce: Optional[nn.Cell] = None) -> None:
+    def __init__(
+        self,
+        network_with_loss: nn.Cell,
+        parameters: Sequence[ms.Parameter],
+        scaler: Optional[amp.LossScaler] = None,
+        share: float = 1.0,
+        reduce: Optional[nn.Cell] = None,
+    ) -> None:
         super().__init__(auto_prefix=False)
         self.network = network_with_loss
         self.scaler = scaler
@@ -73,7 +79,7 @@ class InPieces:
         size = inputs[0].shape[0] // self.pieces
         total_loss, total, all_finite = None, None, None
         for i in range(self.pieces):
-            loss, gradients, finite = self.task(*(tensor[i * size:(i + 1) * size] for tensor in inputs))
+            loss, gradients, finite = self.task(*(tensor[i * size : (i + 1) * size] for tensor in inputs))
             loss = loss / self.pieces
             total_loss = loss if i == 0 else total_loss + loss
             total = gradients if i == 0 else self.add(*total, *gradients)

@@ -3,6 +3,7 @@
 A mask does not enter the forward pass. The weight itself is kept exactly zero where its mask is, which costs
 nothing per step and leaves the gradient at masked positions what regrowth needs: the true, dense one.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -134,7 +135,8 @@ def sparsify(network: nn.Cell, exclude: Sequence[str] = ()) -> Sparsified:
         reasons = [entry.reason for entry in skipped if entry.reason.startswith(("frozen", "excluded"))]
         counts = ", ".join(f"{reasons.count(reason)} {reason}" for reason in dict.fromkeys(reasons))
         raise (NothingMatches if used else ValueError)(
-            f"the network has no convolution or dense layer to prune{': ' if counts else ''}{counts}")
+            f"the network has no convolution or dense layer to prune{': ' if counts else ''}{counts}"
+        )
     return Sparsified(tuple(layers), tuple(skipped))
 
 
@@ -164,13 +166,20 @@ def _masked(cell_name: str, cell: nn.Cell) -> ms.Parameter:
 def _check_mask(cell_name: str, cell: nn.Cell) -> None:
     """Refuse a `weight_mask` that is not what pruning, checkpoints and exports have under this name."""
     mask, weight = cell.weight_mask, getattr(cell, "weight", None)
-    if not (isinstance(mask, ms.Parameter) and mask.dtype == ms.bool_ and isinstance(weight, ms.Parameter)
-            and mask.shape == weight.shape):
+    if not (
+        isinstance(mask, ms.Parameter)
+        and mask.dtype == ms.bool_
+        and isinstance(weight, ms.Parameter)
+        and mask.shape == weight.shape
+    ):
         what = f"{mask.dtype} of shape {mask.shape}" if isinstance(mask, ms.Tensor) else f"a {type(mask).__name__}"
-        raise ValueError(f"{cell_name}.weight_mask is {what}, not a mask as pruning keeps it under this name, a bool "
-                         "Parameter of the weight's shape; call it otherwise")
+        raise ValueError(
+            f"{cell_name}.weight_mask is {what}, not a mask as pruning keeps it under this name, a bool "
+            "Parameter of the weight's shape; call it otherwise"
+        )
 
 
 def _add_mask(cell: nn.Cell) -> None:
-    cell.weight_mask = ms.Parameter(ms.Tensor(np.ones(cell.weight.shape, np.bool_)),
-                                    name=f"{cell.weight.name}_mask", requires_grad=False)
+    cell.weight_mask = ms.Parameter(
+        ms.Tensor(np.ones(cell.weight.shape, np.bool_)), name=f"{cell.weight.name}_mask", requires_grad=False
+    )

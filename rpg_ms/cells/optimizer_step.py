@@ -1,4 +1,5 @@
 """The optimizer's part of a step, and the state that it keeps of each weight."""
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
@@ -28,9 +29,15 @@ class ApplyGradients(nn.Cell):
         average: a WeightAverage to update, or None.
     """
 
-    def __init__(self, optimizer: nn.Optimizer, layers: Sequence[MaskedLayer], clip_norm: Optional[float] = None,
-                 scaler: Optional[amp.LossScaler] = None, soft_threshold: Optional[SoftThreshold] = None,
-                 average: Optional[WeightAverage] = None) -> None:
+    def __init__(
+        self,
+        optimizer: nn.Optimizer,
+        layers: Sequence[MaskedLayer],
+        clip_norm: Optional[float] = None,
+        scaler: Optional[amp.LossScaler] = None,
+        soft_threshold: Optional[SoftThreshold] = None,
+        average: Optional[WeightAverage] = None,
+    ) -> None:
         super().__init__(auto_prefix=False)
         self.optimizer = optimizer
         self.clip_norm = clip_norm
@@ -41,7 +48,9 @@ class ApplyGradients(nn.Cell):
         self.masks = ms.ParameterTuple([layer.mask for layer in layers])
         self.mask_of = tuple(index.get(id(parameter), -1) for parameter in optimizer.parameters)
 
-    def construct(self, finite: ms.Tensor, *gradients: ms.Tensor) -> ms.Tensor:  # one by one: graph mode takes a tuple for a constant and compiles anew
+    def construct(
+        self, finite: ms.Tensor, *gradients: ms.Tensor
+    ) -> ms.Tensor:  # one by one: graph mode takes a tuple for a constant and compiles anew
         masked = ()
         for gradient, i in zip(gradients, self.mask_of):
             if i >= 0:
@@ -101,8 +110,11 @@ class ResetState(nn.Cell):
 def optimizer_state(optimizer: nn.Optimizer) -> list[tuple[ms.Parameter, ms.Parameter]]:
     """Pairs (state, the Parameter that it is kept of) of an optimizer's momentum, moments and the like."""
     parameters = {id(parameter) for parameter in optimizer.parameters}
-    pairs = [(state, _owner(state, optimizer.parameters)) for state in optimizer.get_parameters()
-             if id(state) not in parameters]
+    pairs = [
+        (state, _owner(state, optimizer.parameters))
+        for state in optimizer.get_parameters()
+        if id(state) not in parameters
+    ]
     return [(state, owner) for state, owner in pairs if owner is not None]
 
 

@@ -1,4 +1,5 @@
 """The rank term of a network in training: its weight, its steps and its layers."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -35,8 +36,15 @@ class RankTerm(nn.Cell):
         ValueError: no layers, an unknown backend or `every`, or `delta` out of range.
     """
 
-    def __init__(self, layers: Sequence[MaskedLayer], weight: float, delta: float = 0.1, backend: str = "gram",
-                 every: str = "update", reduce: Optional[nn.Cell] = None) -> None:
+    def __init__(
+        self,
+        layers: Sequence[MaskedLayer],
+        weight: float,
+        delta: float = 0.1,
+        backend: str = "gram",
+        every: str = "update",
+        reduce: Optional[nn.Cell] = None,
+    ) -> None:
         super().__init__(auto_prefix=False)
         if not layers:
             raise ValueError("a rank term needs a layer to act on")
@@ -62,7 +70,9 @@ class RankTerm(nn.Cell):
         return loss, ranks, gradients
 
 
-def add_rank(gradients: tuple[ms.Tensor, ...], rank_gradients: tuple[ms.Tensor, ...], rank_of: Sequence[int]) -> tuple[ms.Tensor, ...]:
+def add_rank(
+    gradients: tuple[ms.Tensor, ...], rank_gradients: tuple[ms.Tensor, ...], rank_of: Sequence[int]
+) -> tuple[ms.Tensor, ...]:
     """The gradients plus those of the rank term, which belong to the positions `rank_of[i] >= 0`."""
     total = ()
     for gradient, i in zip(gradients, rank_of):

@@ -1,4 +1,5 @@
 """Several training steps in one graph."""
+
 from __future__ import annotations
 
 import mindspore as ms

@@ -1,4 +1,5 @@
 """Soft-thresholded weights with straight-through gradients."""
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
@@ -30,18 +31,30 @@ class SoftThreshold(nn.Cell):
         super().__init__(auto_prefix=False)
         self.weights = ms.ParameterTuple([layer.weight for layer in layers])
         self.masks = ms.ParameterTuple([layer.mask for layer in layers])
-        self.latents = ms.ParameterTuple([
-            ms.Parameter(ms.Tensor(weight.asnumpy().copy()), name=f"latent.{weight.name}") for weight in self.weights])
-        self.thresholds = ms.ParameterTuple([
-            ms.Parameter(ms.Tensor(0.0, ms.float32), name=f"threshold.{weight.name}", requires_grad=False)
-            for weight in self.weights])
-        self.scales = ms.ParameterTuple([
-            ms.Parameter(ms.Tensor(np.ones((weight.shape[0],) + (1,) * (weight.ndim - 1), np.float32)),
-                         name=f"scale.{weight.name}", requires_grad=False) for weight in self.weights])
+        self.latents = ms.ParameterTuple(
+            [ms.Parameter(ms.Tensor(weight.asnumpy().copy()), name=f"latent.{weight.name}") for weight in self.weights]
+        )
+        self.thresholds = ms.ParameterTuple(
+            [
+                ms.Parameter(ms.Tensor(0.0, ms.float32), name=f"threshold.{weight.name}", requires_grad=False)
+                for weight in self.weights
+            ]
+        )
+        self.scales = ms.ParameterTuple(
+            [
+                ms.Parameter(
+                    ms.Tensor(np.ones((weight.shape[0],) + (1,) * (weight.ndim - 1), np.float32)),
+                    name=f"scale.{weight.name}",
+                    requires_grad=False,
+                )
+                for weight in self.weights
+            ]
+        )
 
     def construct(self) -> bool:
-        for weight, latent, mask, threshold, scale in zip(self.weights, self.latents, self.masks, self.thresholds,
-                                                          self.scales):
+        for weight, latent, mask, threshold, scale in zip(
+            self.weights, self.latents, self.masks, self.thresholds, self.scales
+        ):
             magnitude = ops.relu(ops.abs(latent) - threshold) * scale
             ops.assign(weight, ops.select(mask, ops.sign(latent) * magnitude, ops.zeros_like(latent)))
         return True

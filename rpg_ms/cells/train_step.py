@@ -3,6 +3,7 @@
 A `Pruner` decides, on the host and every so many steps, which weights stay; everything else is compiled. This is the
 only place that knows both.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -46,8 +47,9 @@ class StepOptions:
 class PlainStep(nn.Cell):
     """A training step between topology updates, as one graph: gradients, then optimizer."""
 
-    def __init__(self, task: TaskGradients, rank_term: Optional[RankTerm], rank_of: Sequence[int],
-                 apply: ApplyGradients) -> None:
+    def __init__(
+        self, task: TaskGradients, rank_term: Optional[RankTerm], rank_of: Sequence[int], apply: ApplyGradients
+    ) -> None:
         super().__init__(auto_prefix=False)
         self.task = task
         self.rank_term = rank_term
@@ -92,10 +94,17 @@ class SparseTrainStep(nn.Cell):
         NotFinite: at an update step without a scaler, a weight or a gradient is not finite.
     """
 
-    def __init__(self, network_with_loss: nn.Cell, optimizer: nn.Optimizer, layers: Sequence[MaskedLayer],
-                 pruner: Optional[Pruner] = None, rank_term: Optional[RankTerm] = None,
-                 soft_threshold: Optional[SoftThreshold] = None, average: Optional[WeightAverage] = None,
-                 options: StepOptions = StepOptions()) -> None:
+    def __init__(
+        self,
+        network_with_loss: nn.Cell,
+        optimizer: nn.Optimizer,
+        layers: Sequence[MaskedLayer],
+        pruner: Optional[Pruner] = None,
+        rank_term: Optional[RankTerm] = None,
+        soft_threshold: Optional[SoftThreshold] = None,
+        average: Optional[WeightAverage] = None,
+        options: StepOptions = StepOptions(),
+    ) -> None:
         super().__init__(auto_prefix=False)
         self.optimizer = optimizer
         self.layers = layers
@@ -118,8 +127,9 @@ class SparseTrainStep(nn.Cell):
         pieces = options.micro_batches
         self.task = TaskGradients(network_with_loss, parameters, options.scaler, 1 / pieces, options.reduce)
         self.in_pieces = InPieces(self.task, pieces) if pieces > 1 else None
-        self.apply_gradients = ApplyGradients(optimizer, layers, options.clip_norm, options.scaler, soft_threshold,
-                                              average)
+        self.apply_gradients = ApplyGradients(
+            optimizer, layers, options.clip_norm, options.scaler, soft_threshold, average
+        )
         self.driving_term = rank_term if rank_term is not None and rank_term.drives_weights else None
         self.plain_step = PlainStep(self.task, self.driving_term, self.rank_of, self.apply_gradients)
         self.sunk_steps = SunkSteps(self.plain_step, options.sink_size)
@@ -143,8 +153,10 @@ class SparseTrainStep(nn.Cell):
 
     def construct(self, *inputs: ms.Tensor) -> ms.Tensor:
         """Refuses to be compiled into another graph, which would pass over the topology updates."""
-        raise RuntimeError("SparseTrainStep decides about topology updates on the host, so it cannot be part of a graph: "
-                           "train with dataset_sink_mode=False")
+        raise RuntimeError(
+            "SparseTrainStep decides about topology updates on the host, so it cannot be part of a graph: "
+            "train with dataset_sink_mode=False"
+        )
 
     # ---------------------------------------------------------------------------------- several at once
 
@@ -166,11 +178,13 @@ class SparseTrainStep(nn.Cell):
             ValueError: the number of batches, or a step that `can_sink` says cannot be one of them.
         """
         if len(batches) != self.sink_size or not self.can_sink():
-            raise ValueError(f"{len(batches)} batches after step {self.step_number} cannot be sunk; "
-                             f"sink_size is {self.sink_size}")
+            raise ValueError(
+                f"{len(batches)} batches after step {self.step_number} cannot be sunk; sink_size is {self.sink_size}"
+            )
         self.record = None
-        losses = self.sunk_steps(*(ms.Tensor(np.stack([tensor.asnumpy() for tensor in tensors]))
-                                   for tensors in zip(*batches)))
+        losses = self.sunk_steps(
+            *(ms.Tensor(np.stack([tensor.asnumpy() for tensor in tensors])) for tensors in zip(*batches))
+        )
         self.step_number += self.sink_size
         return losses
 
@@ -242,8 +256,11 @@ class SparseTrainStep(nn.Cell):
         steps says where in them it is.
         """
         weights = {id(parameter) for parameter in self.optimizer.parameters}
-        parameters = {f"optimizer:{parameter.name}": parameter for parameter in self.optimizer.get_parameters()
-                      if id(parameter) not in weights and "learning_rate" not in parameter.name}
+        parameters = {
+            f"optimizer:{parameter.name}": parameter
+            for parameter in self.optimizer.get_parameters()
+            if id(parameter) not in weights and "learning_rate" not in parameter.name
+        }
         if self.scaler is not None:
             parameters["scaler:scale_value"] = self.scaler.scale_value
             parameters["scaler:counter"] = self.scaler.counter

@@ -2,6 +2,7 @@
 
 A command is a module whose docstring is its help and whose `main(parser)` reads from top to bottom: parse, build, call.
 """
+
 from __future__ import annotations
 
 from rpg_ms import interrupts  # noqa: F401  before all else: Ctrl-C ends also what is still being imported

@@ -10,6 +10,7 @@ its published values, and its own calendar if it comes with one. --set and a var
 
 Choose settings on a validation split, never on the test images: --set data.validation=0.1.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -32,8 +33,7 @@ def main(parser: argparse.ArgumentParser) -> None:
     from rpg_ms.compare import grid, results, running
 
     entries = [grid.parse_entry(text) for text in args.methods]
-    planned = grid.plan(args.config, entries, args.densities, args.seeds, args.output_dir, args.set,
-                        args.device_target)
+    planned = grid.plan(args.config, entries, args.densities, args.seeds, args.output_dir, args.set, args.device_target)
     folder = args.results or args.output_dir
     command = shlex.join(["rpg-ms", "compare", *sys.argv[1:]])
 
@@ -44,36 +44,67 @@ def main(parser: argparse.ArgumentParser) -> None:
         for run, line in zip(planned, collected({})["runs"]):
             print(f"{line['status']:8}  {run.name}: {run.folder}")
         return
-    failures, stopped_by = running.run_missing(planned, args.output_dir,
-                                               lambda failures: results.write(collected(failures), folder))
+    failures, stopped_by = running.run_missing(
+        planned, args.output_dir, lambda failures: results.write(collected(failures), folder)
+    )
     if stopped_by is not None:
-        raise RunStopped(f"stopped by {stopped_by.name}; the table so far is {folder}/results.md; "
-                         "the same command goes on", 128 + stopped_by)
+        raise RunStopped(
+            f"stopped by {stopped_by.name}; the table so far is {folder}/results.md; the same command goes on",
+            128 + stopped_by,
+        )
     for problem in results.draw(planned, folder):
         print(f"not in the figures: {problem}")
     print(results.table(collected(failures), "en"))
     if failures:
-        raise RunStopped(f"{len(failures)} of {len(planned)} runs failed, see {folder}/results.md; "
-                         "the same command tries them again")
+        raise RunStopped(
+            f"{len(failures)} of {len(planned)} runs failed, see {folder}/results.md; the same command tries them again"
+        )
 
 
 def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """The command's arguments."""
-    parser.add_argument("--config", type=user_path, required=True, metavar="FILE",
-                        help="YAML file of the experiment, or the name of a recipe")
-    parser.add_argument("--methods", required=True, nargs="+", metavar="METHOD",
-                        help=f"{', '.join(METHODS)}, or a variant of one under a label of its own: "
-                        "LABEL=METHOD,key=value,key=value")
-    parser.add_argument("--densities", required=True, nargs="+", type=float, metavar="D",
-                        help="shares of the prunable weights that stay, fractions")
+    parser.add_argument(
+        "--config",
+        type=user_path,
+        required=True,
+        metavar="FILE",
+        help="YAML file of the experiment, or the name of a recipe",
+    )
+    parser.add_argument(
+        "--methods",
+        required=True,
+        nargs="+",
+        metavar="METHOD",
+        help=f"{', '.join(METHODS)}, or a variant of one under a label of its own: LABEL=METHOD,key=value,key=value",
+    )
+    parser.add_argument(
+        "--densities",
+        required=True,
+        nargs="+",
+        type=float,
+        metavar="D",
+        help="shares of the prunable weights that stay, fractions",
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N", help="default: 0")
-    parser.add_argument("--output_dir", type=user_path, default="runs/compare", metavar="DIR",
-                        help="folder of the runs' folders; default: runs/compare")
-    parser.add_argument("--results", type=user_path, metavar="DIR",
-                        help="folder of tables and figures; default: --output_dir")
-    parser.add_argument("--set", action="extend", nargs="+", default=[], metavar="a.b=value",
-                        help="set a key for all methods, the value in YAML; a variant's own settings win. "
-                        "data.validation=0.1 measures on a tenth of the training images, not the test images")
+    parser.add_argument(
+        "--output_dir",
+        type=user_path,
+        default="runs/compare",
+        metavar="DIR",
+        help="folder of the runs' folders; default: runs/compare",
+    )
+    parser.add_argument(
+        "--results", type=user_path, metavar="DIR", help="folder of tables and figures; default: --output_dir"
+    )
+    parser.add_argument(
+        "--set",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="a.b=value",
+        help="set a key for all methods, the value in YAML; a variant's own settings win. "
+        "data.validation=0.1 measures on a tenth of the training images, not the test images",
+    )
     parser.add_argument("--device_target", choices=SCHEMAS[("device_target",)]["enum"], help="where to run")
     parser.add_argument("--dry_run", action="store_true", help="list the runs and what is there, and run nothing")
     return parser.parse_args()

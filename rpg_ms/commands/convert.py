@@ -2,6 +2,7 @@
 
 Reads MindSpore checkpoints, PyTorch's files and safetensors. What is written follows from the name: .ckpt for
 MindSpore, .safetensors for PyTorch (torch_model.load_state_dict(safetensors.torch.load_file(FILE)))."""
+
 from __future__ import annotations
 
 import argparse
@@ -22,25 +23,44 @@ def main(parser: argparse.ArgumentParser) -> None:
     sparsified = sparsify(network)
     load_weights(args.source, network, sparsified, args.allow, args.entry, args.prefix, "--{}")
     write_weights(args.target, network)
-    print(json.dumps({"file": args.target, "model": args.model, "density": sparsified.density,
-                      "nonzero": sparsified.nonzero, "prunable": sparsified.prunable}))
+    print(
+        json.dumps(
+            {
+                "file": args.target,
+                "model": args.model,
+                "density": sparsified.density,
+                "nonzero": sparsified.nonzero,
+                "prunable": sparsified.prunable,
+            }
+        )
+    )
 
 
 def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """The command's arguments."""
     parser.add_argument("--model", required=True, help="network, as model.name in a configuration")
     parser.add_argument("--from", dest="source", type=user_path, required=True, help="file to read")
-    parser.add_argument("--to", dest="target", type=user_path, required=True,
-                        help="file to write, .ckpt or .safetensors")
+    parser.add_argument(
+        "--to", dest="target", type=user_path, required=True, help="file to write, .ckpt or .safetensors"
+    )
     parser.add_argument("--num_classes", type=int, default=1000, help="width of the classifier (default 1000)")
     parser.add_argument("--in_channels", type=int, default=3, help="channels of the images (default 3)")
-    parser.add_argument("--image_size", type=int, default=224, help="size of the images, where it matters (default 224)")
+    parser.add_argument(
+        "--image_size", type=int, default=224, help="size of the images, where it matters (default 224)"
+    )
     parser.add_argument("--width", type=float, default=1.0, help="factor on the channels of a CIFAR ResNet")
-    parser.add_argument("--entry", help="which entry of a PyTorch checkpoint, a.b for one in another (default: the "
-                        "averaged weights, if any)")
+    parser.add_argument(
+        "--entry",
+        help="which entry of a PyTorch checkpoint, a.b for one in another (default: the averaged weights, if any)",
+    )
     parser.add_argument("--prefix", help="take only the names with this prefix (default: all; a prefix is found)")
-    parser.add_argument("--allow", action="append", default=[], metavar="PATTERN",
-                        help="names that may be missing, unused or of another shape; may be repeated")
+    parser.add_argument(
+        "--allow",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="names that may be missing, unused or of another shape; may be repeated",
+    )
     args = parser.parse_args()
     for name in ("num_classes", "in_channels", "image_size"):
         if getattr(args, name) < 1:

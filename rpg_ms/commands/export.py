@@ -1,4 +1,5 @@
 """Export a checkpoint: rpg-ms export --config FILE --checkpoint_path CKPT --file_format MINDIR --file_name OUT"""
+
 from __future__ import annotations
 
 import argparse
@@ -15,8 +16,9 @@ def main(parser: argparse.ArgumentParser) -> None:
     options = Options(args.batch_size, args.dynamic_batch, args.normalize_input, args.softmax, args.value_type)
     check_options(args.file_format, options)
     path = file_path(args.file_format, args.file_name)
-    config = load_config(args.config, args.set, seed=args.seed, device_target=args.device_target,
-                         output_dir=args.output_dir)
+    config = load_config(
+        args.config, args.set, seed=args.seed, device_target=args.device_target, output_dir=args.output_dir
+    )
 
     from rpg_ms.deploy.export import export
     from rpg_ms.tasks import create_task
@@ -36,21 +38,34 @@ def main(parser: argparse.ArgumentParser) -> None:
 def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """The command's arguments."""
     add_shared_arguments(parser)
-    parser.add_argument("--checkpoint_path", type=user_path, required=True,
-                        help="checkpoint of a training run, or a file of weights")
+    parser.add_argument(
+        "--checkpoint_path", type=user_path, required=True, help="checkpoint of a training run, or a file of weights"
+    )
     parser.add_argument("--ema", action="store_true", help="take the moving average of the weights (train.ema_decay)")
     parser.add_argument("--file_format", choices=tuple(FORMATS), default="MINDIR")
-    parser.add_argument("--file_name", type=user_path, required=True,
-                        help="file to write; the extension may be left out")
-    parser.add_argument("--batch_size", type=int, default=1,
-                        help=f"batch of the exported network (default 1; {takers('batch_size')})")
-    parser.add_argument("--value_type", choices=VALUE_TYPES,
-                        help=f"how the pruned layers' weights are kept (default float32, exact; {takers('value_type')})")
-    parser.add_argument("--dynamic_batch", action="store_true",
-                        help=f"export for any batch size ({takers('dynamic_batch')})")
-    parser.add_argument("--normalize_input", action="store_true",
-                        help="the exported network takes pixels, 0 to 255, float32, and normalises them itself "
-                        f"({takers('normalize_input')})")
-    parser.add_argument("--softmax", action="store_true",
-                        help=f"the exported network returns probabilities in the place of logits ({takers('softmax')})")
+    parser.add_argument(
+        "--file_name", type=user_path, required=True, help="file to write; the extension may be left out"
+    )
+    parser.add_argument(
+        "--batch_size", type=int, default=1, help=f"batch of the exported network (default 1; {takers('batch_size')})"
+    )
+    parser.add_argument(
+        "--value_type",
+        choices=VALUE_TYPES,
+        help=f"how the pruned layers' weights are kept (default float32, exact; {takers('value_type')})",
+    )
+    parser.add_argument(
+        "--dynamic_batch", action="store_true", help=f"export for any batch size ({takers('dynamic_batch')})"
+    )
+    parser.add_argument(
+        "--normalize_input",
+        action="store_true",
+        help="the exported network takes pixels, 0 to 255, float32, and normalises them itself "
+        f"({takers('normalize_input')})",
+    )
+    parser.add_argument(
+        "--softmax",
+        action="store_true",
+        help=f"the exported network returns probabilities in the place of logits ({takers('softmax')})",
+    )
     return parser.parse_args()

@@ -1,4 +1,5 @@
 """List the recipes that come with the package, each to be named with --config: rpg-ms recipes"""
+
 from __future__ import annotations
 
 import argparse

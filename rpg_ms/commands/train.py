@@ -1,4 +1,5 @@
 """Train and prune a network: rpg-ms train --config quickstart --output_dir runs/mine"""
+
 from __future__ import annotations
 
 import argparse
@@ -13,8 +14,13 @@ def main(parser: argparse.ArgumentParser) -> None:
     """Train a configuration to the end, or let a run go on."""
     args = parse(parser)
     resume = args.resume is not None
-    config = load_config(args.config, args.set, seed=args.seed, device_target=args.device_target,
-                         output_dir=args.output_dir if args.resume in (None, "auto") else args.resume)
+    config = load_config(
+        args.config,
+        args.set,
+        seed=args.seed,
+        device_target=args.device_target,
+        output_dir=args.output_dir if args.resume in (None, "auto") else args.resume,
+    )
 
     from rpg_ms.tasks import create_task
     from rpg_ms.training import build, device, distributed
@@ -31,14 +37,20 @@ def main(parser: argparse.ArgumentParser) -> None:
     step, rates = build.build_train_step(config, task, network, sparsified.layers, target, world)
     if may_train(config, resume, args.allow_changes, args.overwrite):
         build.compile_step(config, task, network, step)
-    folder = RunFolder(config, resume, args.allow_changes, args.overwrite) if world.first \
+    folder = (
+        RunFolder(config, resume, args.allow_changes, args.overwrite)
+        if world.first
         else NoFolder(config, resume, args.allow_changes)
+    )
     world.barrier()  # the first process has made the folder ready
     summary = folder.summary()
     world.check_same(summary is not None, f"{config.output_dir}: finished (1) or not (0)")
     if summary is None:
-        print(f"{config.model.name} on {config.data.name}: {len(sparsified.layers)} layers, "
-              f"{sparsified.prunable} prunable weights, {len(rates)} steps on {world.size} x {target}", flush=True)
+        print(
+            f"{config.model.name} on {config.data.name}: {len(sparsified.layers)} layers, "
+            f"{sparsified.prunable} prunable weights, {len(rates)} steps on {world.size} x {target}",
+            flush=True,
+        )
         note = build.idle_rank_term(config, step)
         if note is not None:
             print(note, flush=True)
@@ -49,14 +61,21 @@ def main(parser: argparse.ArgumentParser) -> None:
 def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """The command's arguments, refused where they contradict each other."""
     add_shared_arguments(parser)
-    parser.add_argument("--resume", type=user_path, metavar="RUN_FOLDER",
-                        help="let the run in this folder go on; auto: the run in the output folder if there is one, "
-                        "else start it")
-    parser.add_argument("--allow_changes", action="store_true",
-                        help="resume with a configuration that changes the result")
+    parser.add_argument(
+        "--resume",
+        type=user_path,
+        metavar="RUN_FOLDER",
+        help="let the run in this folder go on; auto: the run in the output folder if there is one, else start it",
+    )
+    parser.add_argument(
+        "--allow_changes", action="store_true", help="resume with a configuration that changes the result"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier run in the output folder")
-    parser.add_argument("--check_data", action="store_true",
-                        help="read every image before training begins, and name all that cannot be read")
+    parser.add_argument(
+        "--check_data",
+        action="store_true",
+        help="read every image before training begins, and name all that cannot be read",
+    )
     args = parser.parse_args()
     if args.resume and args.overwrite:
         parser.error("--resume and --overwrite contradict each other")

@@ -1,4 +1,5 @@
 """The grid of a comparison: a training run for every method, density and seed, each in its own folder."""
+
 from __future__ import annotations
 
 import os
@@ -14,15 +15,29 @@ from rpg_ms.pruning.methods import METHODS, Method
 from rpg_ms.training.run_folder import lost_configuration, other_configuration, read_summary
 
 # Keys that the command line gives to every run, and those that must be the same in all rows of a table.
-RUN_KEYS = {"pruning.method": "--methods", "pruning.density": "--densities", "seed": "--seeds",
-            "output_dir": "--output_dir"}
-SHARED_KEYS = {key: "--set, for all methods alike" for key in ("task", "data.name", "data.root", "data.limit",
-                                                               "data.validation", "device_target")}
+RUN_KEYS = {
+    "pruning.method": "--methods",
+    "pruning.density": "--densities",
+    "seed": "--seeds",
+    "output_dir": "--output_dir",
+}
+SHARED_KEYS = {
+    key: "--set, for all methods alike"
+    for key in ("task", "data.name", "data.root", "data.limit", "data.validation", "device_target")
+}
 
 
 # What a method is: a file's values hold for the file's own method, the others have those of their rows.
-METHOD_SETTINGS = ("pruning.schedule=null", "pruning.allocation=null", "pruning.start=null", "pruning.drop=null",
-                   "pruning.grow=null", "pruning.alpha=null", "rank.lambda=null", "rank.delta=null")
+METHOD_SETTINGS = (
+    "pruning.schedule=null",
+    "pruning.allocation=null",
+    "pruning.start=null",
+    "pruning.drop=null",
+    "pruning.grow=null",
+    "pruning.alpha=null",
+    "rank.lambda=null",
+    "rank.delta=null",
+)
 
 
 @dataclass(frozen=True)
@@ -82,6 +97,7 @@ def parse_entry(text: str) -> Entry:
     Raises:
         UserError: not of that form, settings without a label, an unknown method, or a key not a row's to set.
     """
+
     def refuse(why: str) -> NoReturn:
         raise UserError(f"--methods: {text!r}: {why}")
 
@@ -100,8 +116,15 @@ def parse_entry(text: str) -> Entry:
     return Entry(label.strip(), method, tuple(settings))
 
 
-def plan(config_file: str, entries: Sequence[Entry], densities: Sequence[float], seeds: Sequence[int],
-         output_dir: str, settings: Sequence[str] = (), device_target: Optional[str] = None) -> list[GridRun]:
+def plan(
+    config_file: str,
+    entries: Sequence[Entry],
+    densities: Sequence[float],
+    seeds: Sequence[int],
+    output_dir: str,
+    settings: Sequence[str] = (),
+    device_target: Optional[str] = None,
+) -> list[GridRun]:
     """The runs of a comparison, seed by seed: a table of one seed is complete before the next seed begins.
 
     A method that does not prune has one run a seed, at density 1. An entry's settings win over `settings`, and
@@ -149,18 +172,36 @@ def _own_values(row: Method, of_file: Method) -> list[str]:
     return settings
 
 
-def _run(config_file: str, entry: Entry, density: float, seed: int, output_dir: str, settings: Sequence[str], device_target: Optional[str]) -> GridRun:
+def _run(
+    config_file: str,
+    entry: Entry,
+    density: float,
+    seed: int,
+    output_dir: str,
+    settings: Sequence[str],
+    device_target: Optional[str],
+) -> GridRun:
     label = re.sub(r"[^\w.+-]+", "_", entry.label)
     folder = os.path.join(output_dir, f"{label}_d{density:.10g}_s{seed}")
     overrides = (*settings, *entry.settings, f"pruning.method={entry.method}", f"pruning.density={density!r}")
     try:
-        config = load_config(config_file, overrides, seed=seed, device_target=device_target,
-                             output_dir=folder)
+        config = load_config(config_file, overrides, seed=seed, device_target=device_target, output_dir=folder)
     except UserError as error:
         raise UserError(f"{entry.label}: {error}") from None
     device = () if device_target is None else ("--device_target", device_target)
-    arguments = ("--config", config_file, "--resume", "auto", "--set", *overrides, "--seed", str(seed),
-                 *device, "--output_dir", folder)
+    arguments = (
+        "--config",
+        config_file,
+        "--resume",
+        "auto",
+        "--set",
+        *overrides,
+        "--seed",
+        str(seed),
+        *device,
+        "--output_dir",
+        folder,
+    )
     return GridRun(entry, density, seed, config, arguments)
 
 
@@ -169,8 +210,10 @@ def _check_folder(run: GridRun) -> None:
     if run.begun:
         changes = other_configuration(path, run.config)
         if changes:
-            raise UserError(f"{path}: the run began with another configuration: {changes}; give the method "
-                            "another label, or the comparison another --output_dir")
+            raise UserError(
+                f"{path}: the run began with another configuration: {changes}; give the method "
+                "another label, or the comparison another --output_dir"
+            )
     elif lost_configuration(run.folder):
         raise UserError(f"{run.folder}: a run without config.yaml: with which settings is unknown")
     run.summary()  # refused here if it is damaged, before anything runs

@@ -3,6 +3,7 @@
 The document is a dict of plain values; the tables of README and docs/ are made from the JSON file
 (scripts/update_docs.py).
 """
+
 from __future__ import annotations
 
 import csv
@@ -30,21 +31,30 @@ WORDS = {
     "en": {"method": "method", "minutes": "minutes per run", "failed": "failed"},
     "cn": {"method": "方法", "minutes": "每次运行分钟数", "failed": "失败"},
 }
-FIGURES_ARE = ("{} in {} on the {} images by sparsity: mean ± standard deviation (n − 1) of the (number of) seeds; "
-               "bold: a column's best.")
-RANKS_ARE = ("Rank of the weights by sparsity, in % of the full rank: numeric rank of each layer, mean over the "
-             "layers. A sparsity is listed where the rank of every run was recorded.")
+FIGURES_ARE = (
+    "{} in {} on the {} images by sparsity: mean ± standard deviation (n − 1) of the (number of) seeds; "
+    "bold: a column's best."
+)
+RANKS_ARE = (
+    "Rank of the weights by sparsity, in % of the full rank: numeric rank of each layer, mean over the "
+    "layers. A sparsity is listed where the rank of every run was recorded."
+)
 
 
 def environment() -> dict:
     """The machine and the versions of what computes on it."""
     return {
-        "machine": {"cpu": _cpu_model(), "cores": len(os.sched_getaffinity(0)),
-                    "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
-                    "platform": platform.platform()},
-        "versions": {"python": platform.python_version(),
-                     **{name: _version(name) for name in ("mindspore", "numpy", "mindcv")},
-                     "rpg_ms": rpg_ms.__version__},
+        "machine": {
+            "cpu": _cpu_model(),
+            "cores": len(os.sched_getaffinity(0)),
+            "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
+            "platform": platform.platform(),
+        },
+        "versions": {
+            "python": platform.python_version(),
+            **{name: _version(name) for name in ("mindspore", "numpy", "mindcv")},
+            "rpg_ms": rpg_ms.__version__,
+        },
     }
 
 
@@ -64,7 +74,9 @@ def _version(name: str) -> str:
         return "unknown"
 
 
-def collect(runs: Sequence[GridRun], failures: Mapping[Path, str], command: str, config_file: str, settings: Sequence[str]) -> dict[str, Any]:
+def collect(
+    runs: Sequence[GridRun], failures: Mapping[Path, str], command: str, config_file: str, settings: Sequence[str]
+) -> dict[str, Any]:
     """The document of a comparison, from what lies in the runs' folders.
 
     Args:
@@ -76,8 +88,13 @@ def collect(runs: Sequence[GridRun], failures: Mapping[Path, str], command: str,
     """
     environments, lines, dates = [], [], []
     for run in runs:
-        line = {"label": run.entry.label, "method": run.entry.method, "settings": list(run.entry.settings),
-                "target_density": run.density, "seed": run.seed}
+        line = {
+            "label": run.entry.label,
+            "method": run.entry.method,
+            "settings": list(run.entry.settings),
+            "target_density": run.density,
+            "seed": run.seed,
+        }
         summary = run.summary()
         if summary is not None:
             line["status"] = "finished"
@@ -90,10 +107,16 @@ def collect(runs: Sequence[GridRun], failures: Mapping[Path, str], command: str,
         else:
             line["status"] = "cut off" if run.begun else "missing"
         lines.append(line)
-    return {"command": command, "config": config_file, "settings": list(settings), "task": runs[0].config.task,
-            "evaluated_on": "validation" if runs[0].config.data.validation > 0 else "test",
-            "date": time.strftime("%Y-%m-%d", time.gmtime(max(dates, default=None))),
-            "environments": environments, "runs": lines}
+    return {
+        "command": command,
+        "config": config_file,
+        "settings": list(settings),
+        "task": runs[0].config.task,
+        "evaluated_on": "validation" if runs[0].config.data.validation > 0 else "test",
+        "date": time.strftime("%Y-%m-%d", time.gmtime(max(dates, default=None))),
+        "environments": environments,
+        "runs": lines,
+    }
 
 
 def _index(environments: list[dict[str, Any]], path: Path) -> Optional[int]:
@@ -114,10 +137,12 @@ def write(document: Mapping[str, Any], folder: Union[str, os.PathLike]) -> None:
     """
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
-        for name, text in (("results.json", json.dumps(document, indent=1, ensure_ascii=False) + "\n"),
-                           ("results.csv", csv_text(means(document))),
-                           ("runs.csv", csv_text(document["runs"], ("environment", "reason"))),
-                           ("results.md", page(document))):
+        for name, text in (
+            ("results.json", json.dumps(document, indent=1, ensure_ascii=False) + "\n"),
+            ("results.csv", csv_text(means(document))),
+            ("runs.csv", csv_text(document["runs"], ("environment", "reason"))),
+            ("results.md", page(document)),
+        ):
             with atomic_path(Path(folder) / name) as path:
                 path.write_text(text, encoding="utf-8")
     except OSError as error:
@@ -158,8 +183,14 @@ def means(document: Mapping[str, Any]) -> list:
     lines = []
     for (label, density), runs in groups.items():
         seconds = _of_finished(runs, "seconds")
-        line = {"label": label, "method": runs[0]["method"], "settings": runs[0]["settings"],
-                "target_density": density, "seeds": len(_of_finished(runs, figure)), "failed": _failed(runs)}
+        line = {
+            "label": label,
+            "method": runs[0]["method"],
+            "settings": runs[0]["settings"],
+            "target_density": density,
+            "seeds": len(_of_finished(runs, figure)),
+            "failed": _failed(runs),
+        }
         for name in (figure, "rank"):
             values = _of_finished(runs, name)
             line[f"{name}_mean"] = round(statistics.mean(values), 4) if values else None
@@ -186,10 +217,16 @@ def csv_text(lines: Sequence[Mapping[str, Any]], last: Sequence[str] = ()) -> st
 def page(document: Mapping[str, Any]) -> str:
     """The tables with their notes, where, when and by which command they were made, and the runs that failed."""
     places = "; ".join(map(place, document["environments"])) or "?"
-    parts = [f"# Comparison on {document['config']}", section(document),
-             f"Measured on {places}, {document['date']}: `{document['command']}`"]
-    parts += [f"{run['label']} at {percent(1 - run['target_density'])} sparsity, seed {run['seed']}, failed: "
-              f"{run['reason']}" for run in document["runs"] if run["status"] == "failed"]
+    parts = [
+        f"# Comparison on {document['config']}",
+        section(document),
+        f"Measured on {places}, {document['date']}: `{document['command']}`",
+    ]
+    parts += [
+        f"{run['label']} at {percent(1 - run['target_density'])} sparsity, seed {run['seed']}, failed: {run['reason']}"
+        for run in document["runs"]
+        if run["status"] == "failed"
+    ]
     return "\n\n".join(parts) + "\n"
 
 
@@ -206,8 +243,15 @@ def place(found: Mapping[str, Any]) -> str:
     """An `environment()` in words."""
     machine, versions = found["machine"], found["versions"]
     cores = f"{machine['cores']} core{'s' if machine['cores'] > 1 else ''}"
-    return ", ".join([machine["cpu"], cores, f"{machine['memory_gb']} GB of memory", machine["platform"],
-                      *(f"{name} {version}" for name, version in versions.items())])
+    return ", ".join(
+        [
+            machine["cpu"],
+            cores,
+            f"{machine['memory_gb']} GB of memory",
+            machine["platform"],
+            *(f"{name} {version}" for name, version in versions.items()),
+        ]
+    )
 
 
 def table(document: Mapping[str, Any], language: str) -> str:
@@ -242,7 +286,9 @@ def rank_table(document: Mapping[str, Any]) -> str:
     return _markdown(lines)
 
 
-def _grid(runs: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[float], dict[tuple[str, float], list[Mapping[str, Any]]]]:
+def _grid(
+    runs: Sequence[Mapping[str, Any]],
+) -> tuple[list[str], list[float], dict[tuple[str, float], list[Mapping[str, Any]]]]:
     """`(labels, densities, {(label, density): [run, ...]})`: rows, columns and cells of a table."""
     labels = list(dict.fromkeys(run["label"] for run in runs))
     densities = sorted({run["target_density"] for run in runs}, reverse=True)

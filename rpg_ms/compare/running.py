@@ -1,4 +1,5 @@
 """Running what a comparison asks for, one after the other, each in a process of its own."""
+
 from __future__ import annotations
 
 import fcntl
@@ -40,8 +41,9 @@ def _only_one_at_work(folder: Union[str, os.PathLike]) -> Iterator[int]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"--output_dir: another comparison, or a run that it started, is at work in "
-                            f"{folder}") from None
+            raise UserError(
+                f"--output_dir: another comparison, or a run that it started, is at work in {folder}"
+            ) from None
         except OSError:
             pass  # a file system without locks
         yield file.fileno()
@@ -90,7 +92,9 @@ def _ignore_ctrl_c() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def run_missing(runs: Sequence[GridRun], output_dir: Union[str, os.PathLike], write: Callable[[Mapping[Path, str]], None]) -> tuple[dict[Path, str], Optional[signal.Signals]]:
+def run_missing(
+    runs: Sequence[GridRun], output_dir: Union[str, os.PathLike], write: Callable[[Mapping[Path, str]], None]
+) -> tuple[dict[Path, str], Optional[signal.Signals]]:
     """Run what is not finished, one after the other, with a line on stdout each; a failure ends no other.
 
     Args:
@@ -137,8 +141,13 @@ def _train(run: GridRun, interruption: Interruption, lock: int) -> Optional[str]
             path.write_text(json.dumps(environment(), indent=2) + "\n", encoding="utf-8")
         with open(run.folder / "train.log", "a+b") as log:
             start = log.seek(0, os.SEEK_END)
-            status = interruption.call([sys.executable, "-m", "rpg_ms", "train", *run.arguments], pass_fds=[lock],
-                                       stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            status = interruption.call(
+                [sys.executable, "-m", "rpg_ms", "train", *run.arguments],
+                pass_fds=[lock],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
             log.seek(start)
             printed = log.read().decode(errors="replace")
     except OSError as error:

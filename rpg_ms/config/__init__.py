@@ -1,23 +1,42 @@
 """The typed configuration: its keys, how it is loaded and explained, and the command lines that name one."""
+
 from __future__ import annotations
 
 from rpg_ms.config.command_line import OneLineParser, add_shared_arguments
 from rpg_ms.config.explaining import reference_table
 from rpg_ms.config.keys import (
-                                METHOD_KEYS,
-                                SCHEMAS,
-                                CheckpointConfig,
-                                Config,
-                                DataConfig,
-                                ModelConfig,
-                                OptimizerConfig,
-                                PruningConfig,
-                                RankConfig,
-                                ScheduleConfig,
-                                TrainConfig,
+    METHOD_KEYS,
+    SCHEMAS,
+    CheckpointConfig,
+    Config,
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    PruningConfig,
+    RankConfig,
+    ScheduleConfig,
+    TrainConfig,
 )
 from rpg_ms.config.loading import changed_keys, dump_config, find_recipe, load_config, recipes
 
-__all__ = ["METHOD_KEYS", "SCHEMAS", "CheckpointConfig", "Config", "DataConfig", "ModelConfig", "OneLineParser",
-           "OptimizerConfig", "PruningConfig", "RankConfig", "ScheduleConfig", "TrainConfig", "add_shared_arguments",
-           "changed_keys", "dump_config", "find_recipe", "load_config", "recipes", "reference_table"]
+__all__ = [
+    "METHOD_KEYS",
+    "SCHEMAS",
+    "CheckpointConfig",
+    "Config",
+    "DataConfig",
+    "ModelConfig",
+    "OneLineParser",
+    "OptimizerConfig",
+    "PruningConfig",
+    "RankConfig",
+    "ScheduleConfig",
+    "TrainConfig",
+    "add_shared_arguments",
+    "changed_keys",
+    "dump_config",
+    "find_recipe",
+    "load_config",
+    "recipes",
+    "reference_table",
+]

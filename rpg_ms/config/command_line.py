@@ -1,4 +1,5 @@
 """Command lines: the flags that all of them share, and errors of one line."""
+
 from __future__ import annotations
 
 import argparse
@@ -19,8 +20,9 @@ class OneLineParser(argparse.ArgumentParser):
         """End with the message."""
         self.exit(2, f"{self.prog}: error: {one_line(message)[:300]}\n")
 
-    def parse_args(self, args: Optional[Sequence[str]] = None,
-                   namespace: Optional[argparse.Namespace] = None) -> argparse.Namespace:
+    def parse_args(
+        self, args: Optional[Sequence[str]] = None, namespace: Optional[argparse.Namespace] = None
+    ) -> argparse.Namespace:
         """As ArgumentParser's; text that is not UTF-8 is refused, as it can be neither logged nor written to a file."""
         for argument in sys.argv[1:] if args is None else args:
             try:
@@ -32,10 +34,21 @@ class OneLineParser(argparse.ArgumentParser):
 
 def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags that every command on a configuration takes: the arguments of `load_config`."""
-    parser.add_argument("--config", type=user_path, required=True, metavar="FILE",
-                        help="YAML file of the experiment, or the name of a recipe")
-    parser.add_argument("--set", action="extend", nargs="+", default=[], metavar="a.b=value",
-                        help="set a key of the configuration, the value in YAML; may be repeated")
+    parser.add_argument(
+        "--config",
+        type=user_path,
+        required=True,
+        metavar="FILE",
+        help="YAML file of the experiment, or the name of a recipe",
+    )
+    parser.add_argument(
+        "--set",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="a.b=value",
+        help="set a key of the configuration, the value in YAML; may be repeated",
+    )
     parser.add_argument("--device_target", choices=SCHEMAS[("device_target",)]["enum"], help="where to run")
     parser.add_argument("--output_dir", type=user_path, metavar="DIR", help="folder of the run")
     parser.add_argument("--seed", type=int, metavar="N", help="seed of all random numbers")

@@ -1,4 +1,5 @@
 """What a configuration does not take, in one line, and the table of what it takes: all from the keys' JSON schema."""
+
 from __future__ import annotations
 
 import difflib
@@ -57,8 +58,13 @@ def reference_table() -> str:
             continue
         inner, nullable = _without_null(schema)
         default = schema["default"]
-        cells = [f"`{dotted(path)}`", _type(inner) + (" or null" if nullable else ""),
-                 f"`{default if isinstance(default, str) else show(default)}`", _range(schema), schema["description"]]
+        cells = [
+            f"`{dotted(path)}`",
+            _type(inner) + (" or null" if nullable else ""),
+            f"`{default if isinstance(default, str) else show(default)}`",
+            _range(schema),
+            schema["description"],
+        ]
         lines.append("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -143,8 +149,15 @@ def _without_null(schema: dict) -> tuple[dict, bool]:
 
 def name_of_type(value: Any) -> str:
     """The type of a YAML value in words."""
-    names = {type(None): "null", bool: "a boolean", int: "an integer", float: "a number", str: "a string",
-             dict: "a mapping", list: "a list"}
+    names = {
+        type(None): "null",
+        bool: "a boolean",
+        int: "an integer",
+        float: "a number",
+        str: "a string",
+        dict: "a mapping",
+        list: "a list",
+    }
     return names.get(type(value), f"a {type(value).__name__}")
 
 

@@ -1,4 +1,5 @@
 """Every key of a configuration with its type, unit, default and legal range. Adding a key means adding a field here."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -29,57 +30,75 @@ class Group(BaseModel):
 class ModelConfig(Group):
     name: Text = Field("resnet_small", description="Network: ours, any of mindcv's, or your own module:function.")
     pretrained: Optional[UserPath] = Field(
-        None, description="Weights to start from, MindSpore's, PyTorch's or safetensors; null: none.")
+        None, description="Weights to start from, MindSpore's, PyTorch's or safetensors; null: none."
+    )
     pretrained_allow: tuple[Text, ...] = Field(
-        (), strict=False, description="Name patterns of what may differ between model.pretrained and the network.")
+        (), strict=False, description="Name patterns of what may differ between model.pretrained and the network."
+    )
     pretrained_entry: Optional[Text] = Field(
-        None, description="Entry of a PyTorch checkpoint, a.b for one in another; null: averaged weights, else the "
-        "weights.")
+        None,
+        description="Entry of a PyTorch checkpoint, a.b for one in another; null: averaged weights, else the weights.",
+    )
     pretrained_prefix: Optional[Text] = Field(
-        None, description="Only what has this prefix in model.pretrained; null: all, and the prefix is found.")
+        None, description="Only what has this prefix in model.pretrained; null: all, and the prefix is found."
+    )
     width: float = Field(1.0, gt=0, le=64, description="Factor on the channels of a CIFAR ResNet.")
     pool_padding: Literal["pytorch", "mindcv"] = Field(
-        "pytorch", description="Max pooling of mindcv's ResNets: as in PyTorch's weights, or as in mindcv's.")
+        "pytorch", description="Max pooling of mindcv's ResNets: as in PyTorch's weights, or as in mindcv's."
+    )
     num_classes: Optional[int] = Field(
-        None, ge=2, le=INT32_MAX, description="Width of the classifier, classes; null: the data's classes.")
+        None, ge=2, le=INT32_MAX, description="Width of the classifier, classes; null: the data's classes."
+    )
 
 
 class DataConfig(Group):
     name: Text = Field("fashion_mnist", description="Dataset.")
     root: Optional[UserPath] = Field(None, description="Dataset's folder; null: its usual place.")
     validation: float = Field(
-        0.0, ge=0, lt=1, description="Share of the training images evaluated in place of the test images.")
+        0.0, ge=0, lt=1, description="Share of the training images evaluated in place of the test images."
+    )
     workers: Count = Field(1, description="Loader's parallel workers.")
     limit: Optional[Count] = Field(
-        None, description="Use only so many training and test images, the first ones, of photographs evenly spread ones; "
-        "null: all.")
+        None,
+        description="Use only so many training and test images, the first ones, of photographs evenly spread ones; "
+        "null: all.",
+    )
     augment: Literal["auto", "none", "crop_flip", "random_resized_crop", "randaugment"] = Field(
-        "auto", description="Augmentation of training images; auto: the dataset's customary one.")
+        "auto", description="Augmentation of training images; auto: the dataset's customary one."
+    )
     image_size: Optional[int] = Field(
-        None, ge=8, le=4096, description="Side of the network's images, pixels; null: the dataset's.")
+        None, ge=8, le=4096, description="Side of the network's images, pixels; null: the dataset's."
+    )
 
 
 class TrainConfig(Group):
     epochs: Count = Field(300, description="Length of training, epochs.")
     batch_size: Count = Field(128, description="Training batch on each device, images.")
     micro_batches: Count = Field(
-        1, description="Pieces a device's batch is computed in, one after the other; divides it.")
+        1, description="Pieces a device's batch is computed in, one after the other; divides it."
+    )
     amp_level: Literal["O0", "O1", "O2", "O3"] = Field(
-        "O0", description="MindSpore's mixed precision (float16) with dynamic loss scaling; O0: float32.")
+        "O0", description="MindSpore's mixed precision (float16) with dynamic loss scaling; O0: float32."
+    )
     clip_norm: Optional[float] = Field(
-        None, gt=0, description="Largest global norm of the gradient; null: the method's (st3: 3, others: any).")
+        None, gt=0, description="Largest global norm of the gradient; null: the method's (st3: 3, others: any)."
+    )
     ema_decay: Optional[float] = Field(
-        None, gt=0, lt=1, description="Decay per step of a moving average of the weights; null: no average.")
+        None, gt=0, lt=1, description="Decay per step of a moving average of the weights; null: no average."
+    )
     label_smoothing: float = Field(
-        0.0, ge=0, lt=1, description="Share of the target spread over all classes, fraction.")
+        0.0, ge=0, lt=1, description="Share of the target spread over all classes, fraction."
+    )
     mixup: float = Field(0.0, ge=0, description="Mixup: alpha of its Beta distribution; 0: off.")
     cutmix: float = Field(0.0, ge=0, description="CutMix: alpha of its Beta distribution; 0: off.")
     eval_every: Count = Field(1, description="Interval between evaluations, epochs.")
     eval_batch_size: Count = Field(256, description="Evaluation batch on each device, images.")
     log_every: Count = Field(10, description="Interval between logged lines, steps.")
     sink_size: Optional[Count] = Field(
-        None, description="Steps that run in one graph, without the host, where nothing else is due; null: log_every on "
-        "Ascend, else 1.")
+        None,
+        description="Steps that run in one graph, without the host, where nothing else is due; null: log_every on "
+        "Ascend, else 1.",
+    )
 
 
 class OptimizerConfig(Group):
@@ -96,7 +115,8 @@ class ScheduleConfig(Group):
     warmup_epochs: float = Field(0.0, ge=0, description="Linear warm-up from 0 to the peak rate, epochs.")
     end_lr: float = Field(0.0, ge=0, description="Learning rate at the end of cosine and linear, per step.")
     milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
-        (0.5, 0.75), strict=False, description="Where step multiplies by gamma, fractions of all steps.")
+        (0.5, 0.75), strict=False, description="Where step multiplies by gamma, fractions of all steps."
+    )
     gamma: Fraction = Field(0.1, description="Factor of step at each milestone, ratio.")
 
     @field_validator("milestones")
@@ -108,45 +128,60 @@ class ScheduleConfig(Group):
 
 
 class PruningConfig(Group):
-    method: Literal[tuple(METHODS)] = Field("rpg_erk", description="Pruning method; gives the defaults of keys left null.")
+    method: Literal[tuple(METHODS)] = Field(
+        "rpg_erk", description="Pruning method; gives the defaults of keys left null."
+    )
     density: Fraction = Field(0.02, description="Share of prunable weights that stay, fraction.")
     update_every: Optional[CountOrZero] = Field(
-        None, description="Interval between topology updates (Δ), steps; 0: an epoch; null: the method's.")
+        None, description="Interval between topology updates (Δ), steps; 0: an epoch; null: the method's."
+    )
     prune_until: Optional[Fraction] = Field(
-        None, description="When the target density is reached (T_prune), fraction of all steps; null: the method's.")
+        None, description="When the target density is reached (T_prune), fraction of all steps; null: the method's."
+    )
     freeze_after: Optional[Fraction] = Field(
-        None, description="When the topology freezes (T_end, >= T_prune), fraction of all steps; null: the method's.")
+        None, description="When the topology freezes (T_end, >= T_prune), fraction of all steps; null: the method's."
+    )
     start: Optional[Literal[STARTS]] = Field(
-        None, description="Masks before the first step, all weights or as many as stay; null: the method's.")
+        None, description="Masks before the first step, all weights or as many as stay; null: the method's."
+    )
     drop: Optional[ScoreName] = Field(None, description="What weights are kept by; null: the method's.")
     grow: Optional[ScoreName] = Field(None, description="What weights are grown by; null: the method's.")
     alpha: Optional[float] = Field(
-        None, ge=0, le=1, description="Share of weights first dropped and grown (α); null: the method's.")
+        None, ge=0, le=1, description="Share of weights first dropped and grown (α); null: the method's."
+    )
     schedule: Optional[Literal[tuple(DENSITY_SCHEDULES)]] = Field(
-        None, description="Density over time; null: the method's.")
+        None, description="Density over time; null: the method's."
+    )
     allocation: Optional[Literal[tuple(ALLOCATIONS)]] = Field(
-        None, description="Density per layer; null: the method's.")
+        None, description="Density per layer; null: the method's."
+    )
     warmup_updates: CountOrZero = Field(
-        0, description="Updates before pruning starts, updates; 0 where masks start sparse.")
+        0, description="Updates before pruning starts, updates; 0 where masks start sparse."
+    )
     min_per_layer: CountOrZero = Field(1, description="Fewest weights left in a layer.")
     exclude: tuple[Text, ...] = Field((), strict=False, description="Name patterns of layers that stay dense.")
 
 
 class RankConfig(Group):
     lambda_: Optional[float] = Field(
-        None, alias="lambda", ge=0, description="Weight of the rank term in the loss (λ); null: the method's.")
+        None, alias="lambda", ge=0, description="Weight of the rank term in the loss (λ); null: the method's."
+    )
     delta: Optional[Fraction] = Field(
-        None, description="Error budget (δ), share of the squared norm; null: the method's.")
+        None, description="Error budget (δ), share of the squared norm; null: the method's."
+    )
     every: Literal["update", "step"] = Field(
-        "update", description="Steps with the rank term: topology updates only, or every step.")
+        "update", description="Steps with the rank term: topology updates only, or every step."
+    )
     backend: Literal["auto", "svd", "gram", "matmul"] = Field(
-        "auto", description="How the rank term is computed; auto: gram on CPU, matmul elsewhere.")
+        "auto", description="How the rank term is computed; auto: gram on CPU, matmul elsewhere."
+    )
     include_dense: bool = Field(False, description="Whether the rank term takes dense layers as well.")
 
 
 class CheckpointConfig(Group):
     every_steps: CountOrZero = Field(
-        0, description="Interval between checkpoints besides those at each epoch's end, steps; 0: none.")
+        0, description="Interval between checkpoints besides those at each epoch's end, steps; 0: none."
+    )
     keep: Count = Field(2, description="How many of the newest checkpoints are kept.")
 
 
@@ -164,7 +199,8 @@ class Config(Group):
     checkpoint: CheckpointConfig = CheckpointConfig()
     seed: int = Field(0, ge=0, le=2**32 - 1, description="Seed of all random numbers.")
     device_target: Literal["auto", "CPU", "GPU", "Ascend"] = Field(
-        "auto", description="Where to run; auto: the best device found.")
+        "auto", description="Where to run; auto: the best device found."
+    )
     mode: Literal["graph", "pynative"] = Field("graph", description="MindSpore's execution mode.")
     output_dir: UserPath = Field("runs/default", description="Folder of the run.")
 
@@ -172,8 +208,9 @@ class Config(Group):
     def method(self) -> Method:
         """The pruning method: its row, with what the keys change of it; ValueError where that contradicts itself."""
         given = {name: getattr(getattr(self, group), key) for name, (group, key) in METHOD_KEYS.items()}
-        return dataclasses.replace(METHODS[self.pruning.method],
-                                   **{name: value for name, value in given.items() if value is not None})
+        return dataclasses.replace(
+            METHODS[self.pruning.method], **{name: value for name, value in given.items() if value is not None}
+        )
 
     def with_method(self) -> Config:
         """A copy in which the keys left null have the values of the method's row."""
@@ -181,15 +218,30 @@ class Config(Group):
         for name, (group, key) in METHOD_KEYS.items():
             if getattr(getattr(self, group), key) is None:
                 updates.setdefault(group, {})[key] = getattr(row, name)
-        return self.model_copy(update={group: getattr(self, group).model_copy(update=values)
-                                       for group, values in updates.items()})
+        return self.model_copy(
+            update={group: getattr(self, group).model_copy(update=values) for group, values in updates.items()}
+        )
 
 
 # The fields of a `Method` that are keys, each with its group and its attribute there.
 METHOD_KEYS: dict[str, tuple[str, str]] = {
-    **{name: ("pruning", name) for name in ("schedule", "allocation", "start", "drop", "grow", "alpha", "update_every",
-                                            "prune_until", "freeze_after")},
-    "rank_lambda": ("rank", "lambda_"), "rank_delta": ("rank", "delta"), "clip_norm": ("train", "clip_norm"),
+    **{
+        name: ("pruning", name)
+        for name in (
+            "schedule",
+            "allocation",
+            "start",
+            "drop",
+            "grow",
+            "alpha",
+            "update_every",
+            "prune_until",
+            "freeze_after",
+        )
+    },
+    "rank_lambda": ("rank", "lambda_"),
+    "rank_delta": ("rank", "delta"),
+    "clip_norm": ("train", "clip_norm"),
 }
 
 

@@ -1,4 +1,5 @@
 """From YAML files, `--set` and flags to one frozen Config, or to one clear line that says what is wrong and where."""
+
 from __future__ import annotations
 
 import os
@@ -20,8 +21,14 @@ Sources = dict[tuple[str, ...], str]  # where each key was set last, in the orde
 MAX_BYTES = 100_000  # a configuration is small; a file beyond this is something else
 
 
-def load_config(path: Union[str, os.PathLike], overrides: Iterable[str] = (), *, seed: Optional[int] = None,
-                device_target: Optional[str] = None, output_dir: Optional[str] = None) -> Config:
+def load_config(
+    path: Union[str, os.PathLike],
+    overrides: Iterable[str] = (),
+    *,
+    seed: Optional[int] = None,
+    device_target: Optional[str] = None,
+    output_dir: Optional[str] = None,
+) -> Config:
     """The resolved configuration of a YAML file or recipe; a key that is nowhere set keeps its default.
 
     Later ones win: the file named by the top-level key `base` (relative to the folder of the naming file, where that is
@@ -144,14 +151,20 @@ def _check_method(config: Config, sources: Sources, file_name: str) -> None:
         config.method  # noqa: B018 (a method that contradicts itself raises)
     except ValueError as error:
         keys = (key for group, key in METHOD_KEYS.values() if group == "pruning")
-        raise UserError(f"{source('method', *keys)}: pruning.method: {pruning.method}: {one_line(str(error))}") from None
+        raise UserError(
+            f"{source('method', *keys)}: pruning.method: {pruning.method}: {one_line(str(error))}"
+        ) from None
     if pruning.warmup_updates > 0 and pruning.start != "dense":
-        raise UserError(f"{source('method', 'warmup_updates', 'start')}: pruning.warmup_updates: "
-                        f"{pruning.warmup_updates} must be 0 for {pruning.method}, whose masks have the target density "
-                        f"from the first step (pruning.start: {pruning.start})")
+        raise UserError(
+            f"{source('method', 'warmup_updates', 'start')}: pruning.warmup_updates: "
+            f"{pruning.warmup_updates} must be 0 for {pruning.method}, whose masks have the target density "
+            f"from the first step (pruning.start: {pruning.start})"
+        )
     if pruning.prune_until > pruning.freeze_after:
-        raise UserError(f"{source('method', 'prune_until', 'freeze_after')}: pruning.prune_until: {pruning.prune_until} "
-                        f"is greater than pruning.freeze_after, {pruning.freeze_after}")
+        raise UserError(
+            f"{source('method', 'prune_until', 'freeze_after')}: pruning.prune_until: {pruning.prune_until} "
+            f"is greater than pruning.freeze_after, {pruning.freeze_after}"
+        )
 
 
 # --------------------------------------------------------------------------------------------------- YAML
@@ -170,7 +183,9 @@ def _read_with_bases(name: str) -> list[tuple[str, dict]]:
         values = _parse_yaml(text, printable(name))
         values = {} if values is None else values
         if not isinstance(values, dict):
-            raise UserError(f"{printable(name)}: the top level is {name_of_type(values)}, not a mapping of keys to values")
+            raise UserError(
+                f"{printable(name)}: the top level is {name_of_type(values)}, not a mapping of keys to values"
+            )
         layers.insert(0, (name, values))
         if "base" not in values:
             return layers
@@ -225,7 +240,9 @@ class _Loader(yaml.SafeLoader):
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if key in found:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is given twice", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} is given twice", key_node.start_mark
+                )
             found.append(key)
         return super().construct_mapping(node, deep)
 
@@ -234,23 +251,33 @@ class _Dumper(yaml.SafeDumper):
     """Writes text in quotes where `_Loader` would take it for something else."""
 
 
-_Dumper.add_representer(str, lambda dumper, text: dumper.represent_scalar(  # line breaks of any kind as escapes
-    "tag:yaml.org,2002:str", text, style=None if text.isprintable() else '"'))
+_Dumper.add_representer(
+    str,
+    lambda dumper, text: dumper.represent_scalar(  # line breaks of any kind as escapes
+        "tag:yaml.org,2002:str", text, style=None if text.isprintable() else '"'
+    ),
+)
 
 _SCALARS = {  # YAML 1.2.2, section 10.3.2
     "null": ("~|null|Null|NULL|", "~nN"),
     "bool": ("true|True|TRUE|false|False|FALSE", "tTfF"),
     "int": ("[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
-    "float": (r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
-              "-+.0123456789"),
+    "float": (
+        r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+        "-+.0123456789",
+    ),
 }
 for _class in (_Loader, _Dumper):
     _class.yaml_implicit_resolvers = {}
     for _name, (_pattern, _first) in _SCALARS.items():
-        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(f"^(?:{_pattern})$"),
-                                     [*_first, ""] if _name == "null" else [*_first])
-_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(
-    node.value, 0 if node.value.startswith(("0o", "0x")) else 10))
+        _class.add_implicit_resolver(
+            f"tag:yaml.org,2002:{_name}",
+            re.compile(f"^(?:{_pattern})$"),
+            [*_first, ""] if _name == "null" else [*_first],
+        )
+_Loader.add_constructor(
+    "tag:yaml.org,2002:int", lambda loader, node: int(node.value, 0 if node.value.startswith(("0o", "0x")) else 10)
+)
 
 
 def _parse_yaml(text: str, label: str) -> Any:

@@ -1,4 +1,5 @@
 """CIFAR-10 and CIFAR-100 (Krizhevsky 2009) in their binary layout."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -27,11 +28,17 @@ class Layout:
     names: tuple[str, ...] = ()  # of the classes
 
 
-CIFAR10 = Layout(10, 1, "cifar-10-batches-bin", "cifar-10-binary.tar.gz",
-                 {"train": tuple(f"data_batch_{i}.bin" for i in range(1, 6)), "test": ("test_batch.bin",)},
-                 ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"))
-CIFAR100 = Layout(100, 2, "cifar-100-binary", "cifar-100-binary.tar.gz",
-                  {"train": ("train.bin",), "test": ("test.bin",)})
+CIFAR10 = Layout(
+    10,
+    1,
+    "cifar-10-batches-bin",
+    "cifar-10-binary.tar.gz",
+    {"train": tuple(f"data_batch_{i}.bin" for i in range(1, 6)), "test": ("test_batch.bin",)},
+    ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+)
+CIFAR100 = Layout(
+    100, 2, "cifar-100-binary", "cifar-100-binary.tar.gz", {"train": ("train.bin",), "test": ("test.bin",)}
+)
 
 
 def load(layout: Layout, root: Optional[str], part: str) -> tuple[np.ndarray, np.ndarray]:
@@ -46,7 +53,7 @@ def load(layout: Layout, root: Optional[str], part: str) -> tuple[np.ndarray, np
     """
     folder = find_folder(layout, root)
     records = np.concatenate([_read(layout, folder / name) for name in layout.files[part]])
-    images = records[:, layout.label_bytes:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    images = records[:, layout.label_bytes :].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     return np.ascontiguousarray(images), records[:, layout.label_bytes - 1].astype(np.int32)
 
 
@@ -71,8 +78,7 @@ def _read(layout: Layout, file: Path) -> np.ndarray:
         raise UserError(f"{file}: cannot be read: {error.strerror}") from None
     size = layout.label_bytes + PIXELS
     if not content.size or content.size % size:
-        raise UserError(f"{file}: damaged: {content.size} bytes are not a multiple of {size}, "
-                        "the size of a record")
+        raise UserError(f"{file}: damaged: {content.size} bytes are not a multiple of {size}, the size of a record")
     records = content.reshape(-1, size)
     label = records[:, layout.label_bytes - 1].max()
     if label >= layout.classes:

@@ -2,6 +2,7 @@
 
 That is `root/train/CLASS/*.JPEG` and `root/val/CLASS/*.JPEG`.
 """
+
 from __future__ import annotations
 
 import os
@@ -42,12 +43,13 @@ def list_images(root: Optional[str], part: str) -> Listing:
         UserError: no such folder, no class folders, or one without images.
     """
     if root is None:
-        raise UserError("data.root: not set; it is the folder with train/ and val/, each with one folder of "
-                        "images a class; for ImageNet see https://image-net.org/download.php")
+        raise UserError(
+            "data.root: not set; it is the folder with train/ and val/, each with one folder of "
+            "images a class; for ImageNet see https://image-net.org/download.php"
+        )
     folder = Path(root) / part
     if not folder.is_dir():
-        raise UserError(f"data.root: {root} has no folder {part}; wanted are {part}/CLASS/*.JPEG, "
-                        "one folder a class")
+        raise UserError(f"data.root: {root} has no folder {part}; wanted are {part}/CLASS/*.JPEG, one folder a class")
     try:
         classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not _hidden(entry.name))
         found = [_images_below(folder / name) for name in classes]
@@ -57,8 +59,7 @@ def list_images(root: Optional[str], part: str) -> Listing:
         raise UserError(f"data.root: {folder} has no class folders")
     for name, files in zip(classes, found):
         if not files:
-            raise UserError(f"data.root: {folder / name} has no images "
-                            f"(files ending in {', '.join(SUFFIXES)})")
+            raise UserError(f"data.root: {folder / name} has no images (files ending in {', '.join(SUFFIXES)})")
     # One array instead of a million strings: worker processes would copy those as they count references.
     labels = np.repeat(np.arange(len(found), dtype=np.int32), [len(files) for files in found])
     files = np.array([os.fsencode(file) for files in found for file in files])
@@ -125,7 +126,10 @@ def _depth(image: Image.Image) -> tuple[int, bool]:
 
 def _images_below(folder: Path) -> list[str]:
     """Paths of the images in a folder and those below it, linked ones too, each folder once."""
-    def refuse(error: OSError) -> NoReturn:  # which os.walk passes over otherwise: fewer images, and perhaps not the same on every rank
+
+    def refuse(
+        error: OSError,
+    ) -> NoReturn:  # which os.walk passes over otherwise: fewer images, and perhaps not the same on every rank
         raise error
 
     files, visited = [], set()
@@ -136,8 +140,7 @@ def _images_below(folder: Path) -> list[str]:
             folders.clear()
             continue
         visited.add(here)
-        files += (os.path.join(path, name) for name in names
-                  if name.lower().endswith(SUFFIXES) and not _hidden(name))
+        files += (os.path.join(path, name) for name in names if name.lower().endswith(SUFFIXES) and not _hidden(name))
     return sorted(files)
 
 

@@ -1,4 +1,5 @@
 """The datasets by name: their images, labels, and what is done to an image on its way into the network."""
+
 from __future__ import annotations
 
 import difflib
@@ -107,23 +108,42 @@ def load_dataset(config: DataConfig, seed: int) -> ImageDataset:
     train, test, classes = row.read(config)
     size = row.size(config)
     for_train, for_test = transforms(
-        config.augment, "crop_flip" if row.native_size else "random_resized_crop", size, row.native_size,
-        size // 8 if row.padding is None else row.padding, row.mean, row.std)
+        config.augment,
+        "crop_flip" if row.native_size else "random_resized_crop",
+        size,
+        row.native_size,
+        size // 8 if row.padding is None else row.padding,
+        row.mean,
+        row.std,
+    )
     names = None if isinstance(classes, int) else tuple(classes)
     dataset = ImageDataset(
-        train, test, classes=len(names) if names else classes, class_names=names, mean=row.mean, std=row.std,
-        channels=len(row.mean), size=size, train_transform=for_train, test_transform=for_test)
+        train,
+        test,
+        classes=len(names) if names else classes,
+        class_names=names,
+        mean=row.mean,
+        std=row.std,
+        channels=len(row.mean),
+        size=size,
+        train_transform=for_train,
+        test_transform=for_test,
+    )
     if config.limit is not None:
         spread = row.native_size is None  # photographs come class by class: the first ones would be of one class
-        dataset = replace(dataset, train=dataset.train.limited(config.limit, spread),
-                          test=dataset.test.limited(config.limit, spread))
+        dataset = replace(
+            dataset, train=dataset.train.limited(config.limit, spread), test=dataset.test.limited(config.limit, spread)
+        )
     if config.validation > 0:
         order = np.random.default_rng(seed).permutation(len(dataset.train))
         held_out = round(config.validation * len(order))
         if not 0 < held_out < len(order):
             raise UserError(f"data.validation: {config.validation} of {len(order)} images leaves one part empty")
-        dataset = replace(dataset, train=dataset.train.subset(np.sort(order[held_out:])),
-                          test=dataset.train.subset(np.sort(order[:held_out])))
+        dataset = replace(
+            dataset,
+            train=dataset.train.subset(np.sort(order[held_out:])),
+            test=dataset.train.subset(np.sort(order[:held_out])),
+        )
     return dataset
 
 
@@ -140,6 +160,7 @@ def check_images(dataset: ImageDataset, first: int = 0, stride: int = 1) -> int:
     Raises:
         UserError: some cannot be read.
     """
+
     def problem(i: int) -> Optional[str]:
         try:
             both.image(i)
@@ -147,8 +168,10 @@ def check_images(dataset: ImageDataset, first: int = 0, stride: int = 1) -> int:
             return str(error)
 
     train = len(dataset.train)
-    both = ImageSet(lambda i: dataset.train.image(i) if i < train else dataset.test.image(i - train),
-                    np.concatenate([dataset.train.labels, dataset.test.labels]))
+    both = ImageSet(
+        lambda i: dataset.train.image(i) if i < train else dataset.test.image(i - train),
+        np.concatenate([dataset.train.labels, dataset.test.labels]),
+    )
     mine = range(first, len(both), stride)
     unreadable = 0
     with ThreadPool(os.cpu_count()) as threads, tqdm(total=len(mine), unit="image", disable=None) as bar:
@@ -202,8 +225,7 @@ def _mindrecord(config: DataConfig) -> tuple[ImageSet, ImageSet, Union[int, Sequ
     train, test = (mindrecord.MindRecord(config.root, part) for part in mindrecord.PARTS)
     classes = int(train.labels.max()) + 1
     if test.labels.max() >= classes:
-        raise UserError(f"{test.files[0]}: label {test.labels.max()} is not among the {classes} classes "
-                        "of train")
+        raise UserError(f"{test.files[0]}: label {test.labels.max()} is not among the {classes} classes of train")
     return ImageSet(train, train.labels), ImageSet(test, test.labels), classes
 
 
@@ -215,12 +237,12 @@ def _from_files(listing: class_folders.Listing) -> ImageSet:
     def image(i: int) -> Image.Image:
         path = os.fsdecode(listing.files[i])
         return class_folders.read_image(path, path)
+
     return ImageSet(image, listing.labels)
 
 
 DATASETS = {
-    "fashion_mnist": DatasetRow(_fashion_mnist, classes=10, native_size=28, padding=2, mean=(0.2860,),
-                                std=(0.3530,)),
+    "fashion_mnist": DatasetRow(_fashion_mnist, classes=10, native_size=28, padding=2, mean=(0.2860,), std=(0.3530,)),
     "cifar10": DatasetRow(partial(_cifar, cifar.CIFAR10), classes=10, native_size=32, padding=4),
     "cifar100": DatasetRow(partial(_cifar, cifar.CIFAR100), classes=100, native_size=32, padding=4),
     "imagenet": DatasetRow(_class_folders),

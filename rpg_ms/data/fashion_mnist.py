@@ -1,4 +1,5 @@
 """Fashion-MNIST (Xiao et al. 2017, arXiv 1708.07747), in full from a folder or the shipped subset."""
+
 from __future__ import annotations
 
 import gzip
@@ -11,9 +12,7 @@ import numpy as np
 
 from rpg_ms.errors import UserError
 
-CLASSES = (
-    "t-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
-)
+CLASSES = ("t-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 
 SUBSET = Path(__file__).with_suffix("")  # the folder beside this file
 
@@ -44,7 +43,8 @@ def load(root: Optional[str], part: str) -> tuple[np.ndarray, np.ndarray]:
         raise UserError(f"{images_file}: holds no images")
     if labels.shape != images.shape[:1]:
         raise UserError(
-            f"{labels_file}: an array of shape {labels.shape} for {len(images)} images in {images_file.name}")
+            f"{labels_file}: an array of shape {labels.shape} for {len(images)} images in {images_file.name}"
+        )
     if labels.size and labels.max() >= len(CLASSES):
         raise UserError(f"{labels_file}: label {labels.max()} is not in 0 to {len(CLASSES) - 1}")
     if root is None:
@@ -63,7 +63,8 @@ def _idx_files(root: Path) -> dict[str, Path]:
         raise UserError(
             f"data.root: {root} lacks {', '.join(f'{name}.gz' for name in missing)} (or uncompressed); "
             "get them from https://github.com/zalandoresearch/fashion-mnist or the Debian package "
-            "dataset-fashion-mnist, or leave data.root out to use the subset shipped with the package")
+            "dataset-fashion-mnist, or leave data.root out to use the subset shipped with the package"
+        )
     return found
 
 

@@ -3,6 +3,7 @@
 These are `root/train.mindrecord*` and `root/val.mindrecord*`, each beside its index `*.db`.
 A record has `image` (bytes: a whole JPEG, PNG ... file) and `label` (int32 or int64: the class, from 0).
 """
+
 from __future__ import annotations
 
 import io
@@ -37,14 +38,18 @@ class MindRecord:
 
     def __init__(self, root: Optional[str], part: str) -> None:
         if root is None:
-            raise UserError("data.root: not set; it is the folder with train.mindrecord* and "
-                            "val.mindrecord*, such as scripts/make_mindrecord.py writes")
+            raise UserError(
+                "data.root: not set; it is the folder with train.mindrecord* and "
+                "val.mindrecord*, such as scripts/make_mindrecord.py writes"
+            )
         pattern = re.compile(rf"{part}\.mindrecord\d*")
-        self.files = sorted(str(file) for file in Path(root).glob(f"{part}.mindrecord*")
-                            if pattern.fullmatch(file.name))
+        self.files = sorted(
+            str(file) for file in Path(root).glob(f"{part}.mindrecord*") if pattern.fullmatch(file.name)
+        )
         if not self.files:
-            raise UserError(f"data.root: {root} has no {part}.mindrecord; scripts/make_mindrecord.py writes "
-                            "one from class folders")
+            raise UserError(
+                f"data.root: {root} has no {part}.mindrecord; scripts/make_mindrecord.py writes one from class folders"
+            )
         for file in self.files:
             if not Path(f"{file}.db").is_file():
                 raise UserError(f"data.root: {file} lacks its index {file}.db")

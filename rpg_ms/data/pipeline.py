@@ -5,6 +5,7 @@ draws from a generator seeded by (seed, epoch, image). So training can go on in 
 do not depend on the number of workers; with the global batch held fixed, not on the number of devices either, but for
 mixup and cutmix, which mix the images of one device.
 """
+
 from __future__ import annotations
 
 import multiprocessing
@@ -32,7 +33,17 @@ class TrainSamples:
     Every epoch is a new permutation of all images; the images left over after the last full global batch are dropped.
     """
 
-    def __init__(self, images: ImageSet, transform: Sequence[Transform], batch_size: int, seed: int, first_step: int, last_step: int, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self,
+        images: ImageSet,
+        transform: Sequence[Transform],
+        batch_size: int,
+        seed: int,
+        first_step: int,
+        last_step: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
         self.images = images
         self.transform = transform
         self.batch_size = batch_size
@@ -68,7 +79,15 @@ class EvalSamples:
         padding: what a repeat has in the place of its own, such as `{"label": -1}`.
     """
 
-    def __init__(self, images: ImageSet, transform: Sequence[Transform], batch_size: int, padding: Mapping[str, Any], rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self,
+        images: ImageSet,
+        transform: Sequence[Transform],
+        batch_size: int,
+        padding: Mapping[str, Any],
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
         self.images = images
         self.transform = transform
         self.padding = padding
@@ -136,7 +155,9 @@ class _Batches:
         return made if self.mix is None else self.mix(batch, made)
 
 
-def batches(samples: Union[TrainSamples, EvalSamples], batch_size: int, workers: int = 1, mix: Optional[Mix] = None) -> Iterator[dict[str, ms.Tensor]]:
+def batches(
+    samples: Union[TrainSamples, EvalSamples], batch_size: int, workers: int = 1, mix: Optional[Mix] = None
+) -> Iterator[dict[str, ms.Tensor]]:
     """Iterate once over `samples` in order.
 
     Args:

@@ -5,6 +5,7 @@ Written here because the pipeline seeds Python's generator for every sample and 
 arguments in other units than the operations take (posterize keeps more bits the higher the magnitude, shear is
 a fraction taken as degrees).
 """
+
 from __future__ import annotations
 
 import random
@@ -110,8 +111,23 @@ def sharpness(image: Image.Image, strength: float, fill: Fill) -> Image.Image:
     return ImageEnhance.Sharpness(image).enhance(1 + _signed(0.9 * strength))
 
 
-OPERATIONS = (auto_contrast, equalize, invert, rotate, posterize, solarize, solarize_add, color, contrast,
-              brightness, sharpness, shear_x, shear_y, translate_x, translate_y)
+OPERATIONS = (
+    auto_contrast,
+    equalize,
+    invert,
+    rotate,
+    posterize,
+    solarize,
+    solarize_add,
+    color,
+    contrast,
+    brightness,
+    sharpness,
+    shear_x,
+    shear_y,
+    translate_x,
+    translate_y,
+)
 
 
 def _signed(value: float) -> float:
@@ -119,5 +135,4 @@ def _signed(value: float) -> float:
 
 
 def _affine(image: Image.Image, matrix: tuple[float, ...], fill: Fill) -> Image.Image:
-    return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC,
-                           fillcolor=fill)
+    return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC, fillcolor=fill)

@@ -1,4 +1,5 @@
 """What is done to an image on its way into the network: fitted to size, augmented, normalised."""
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
@@ -16,7 +17,15 @@ Sample = dict[str, Any]  # an image and what belongs to it, by name
 Transform = Callable[[Sample], Sample]
 
 
-def transforms(augment: str, customary: str, size: int, native_size: Optional[int], padding: int, mean: Sequence[float], std: Sequence[float]) -> list[list[OnImage]]:
+def transforms(
+    augment: str,
+    customary: str,
+    size: int,
+    native_size: Optional[int],
+    padding: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> list[list[OnImage]]:
     """The transforms of training and test samples: two lists of callables from sample to sample, applied in turn.
 
     Args:

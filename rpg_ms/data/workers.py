@@ -3,6 +3,7 @@
 Ours and not MindSpore's, whose iterator never returns once a worker has died, and which need shared memory, of which a
 container may have little. Here batches come through sockets, and a socket tells when the other end is gone.
 """
+
 from __future__ import annotations
 
 import atexit
@@ -47,7 +48,8 @@ class Workers:
         theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
         not_theirs = [ours, *(end for _, end, _ in self._team)]
         process = multiprocessing.get_context("fork").Process(
-            target=_work, args=(source, mine, theirs, not_theirs), daemon=True)
+            target=_work, args=(source, mine, theirs, not_theirs), daemon=True
+        )
         with theirs:
             before = signal.pthread_sigmask(signal.SIG_BLOCK, OURS_TO_ANSWER)
             try:
@@ -71,9 +73,11 @@ class Workers:
             process.join(1)
             status = process.exitcode or 0
             by = signal.Signals(-status).name if status < 0 else f"exit status {status}"
-            raise CutShort(f"data.workers: worker {process.pid}, of {len(self._team)}, is dead ({by}); where nobody "
-                           "ended it, memory ran out: take fewer workers, or give a container more, docker run "
-                           "--memory") from None
+            raise CutShort(
+                f"data.workers: worker {process.pid}, of {len(self._team)}, is dead ({by}); where nobody "
+                "ended it, memory ran out: take fewer workers, or give a container more, docker run "
+                "--memory"
+            ) from None
 
     def end(self) -> None:
         """End the processes."""
@@ -83,7 +87,9 @@ class Workers:
             process.join()
 
 
-def _work(source: Sequence[Mapping[str, np.ndarray]], mine: range, theirs: socket.socket, not_theirs: Sequence[socket.socket]) -> None:
+def _work(
+    source: Sequence[Mapping[str, np.ndarray]], mine: range, theirs: socket.socket, not_theirs: Sequence[socket.socket]
+) -> None:
     for number in OURS_TO_ANSWER:
         signal.signal(number, signal.SIG_IGN)
     for end in not_theirs:  # so that the last one to hold them is the parent, and its death is noticed

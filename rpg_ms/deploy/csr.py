@@ -1,4 +1,5 @@
 """Sparse layers as SciPy matrices, for those who multiply by themselves."""
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
@@ -20,4 +21,6 @@ def csr_matrices(sparsified: Sparsified) -> dict[str, csr_matrix]:
     Args:
         sparsified: `Sparsified`, what `sparsify` or `rpg_ms.training.build.build_network` returned.
     """
-    return {layer.name: csr_matrix(layer.weight.asnumpy().reshape(layer.weight.shape[0], -1)) for layer in sparsified.layers}
+    return {
+        layer.name: csr_matrix(layer.weight.asnumpy().reshape(layer.weight.shape[0], -1)) for layer in sparsified.layers
+    }

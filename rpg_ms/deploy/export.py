@@ -1,4 +1,5 @@
 """Export for deployment, verified before success is reported."""
+
 from __future__ import annotations
 
 import hashlib
@@ -26,8 +27,16 @@ if TYPE_CHECKING:
     from rpg_ms.tasks.task import Task
 
 
-def export(network: nn.Cell, sparsified: Sparsified, task: Task, file_format: str, file_name: Union[str, os.PathLike], *,
-           trained: Optional[Mapping[str, Any]] = None, **options: Any) -> dict[str, Any]:
+def export(
+    network: nn.Cell,
+    sparsified: Sparsified,
+    task: Task,
+    file_format: str,
+    file_name: Union[str, os.PathLike],
+    *,
+    trained: Optional[Mapping[str, Any]] = None,
+    **options: Any,
+) -> dict[str, Any]:
     """Write a network to a file, load it back and compare; only a file that agrees gets its name.
 
     Beside a FILE that computes comes FILE.json with what a program needs to know to use it.
@@ -57,8 +66,15 @@ def export(network: nn.Cell, sparsified: Sparsified, task: Task, file_format: st
     check_machine(file_format, ms.get_context("device_target"))
     check_options(file_format, chosen)
     network.set_train(False)
-    job = Job(network, sparsified, task, file_format, chosen, file_path(file_format, file_name),
-              trained or {"step": None, "seconds": None})
+    job = Job(
+        network,
+        sparsified,
+        task,
+        file_format,
+        chosen,
+        file_path(file_format, file_name),
+        trained or {"step": None, "seconds": None},
+    )
     sidecar = job.path.with_name(f"{job.path.name}.json")
     costs, used = _costs(job) if job.row.computes else ({}, sparsified.layers)
     try:
@@ -90,22 +106,37 @@ def _function(place: str) -> Callable[..., Any]:
 def _described(job: Job, written: Path) -> dict[str, Any]:
     """What `export` returns and FILE.json holds of the file `written`."""
     sparsified, options, size = job.sparsified, job.options, written.stat().st_size
-    described = {"file": str(job.path), "format": job.file_format, "bytes": size, "density": sparsified.density,
-                 "nonzero": sparsified.nonzero, "prunable": sparsified.prunable}
+    described = {
+        "file": str(job.path),
+        "format": job.file_format,
+        "bytes": size,
+        "density": sparsified.density,
+        "nonzero": sparsified.nonzero,
+        "prunable": sparsified.prunable,
+    }
     if not job.row.computes:
         return described
-    return {**described, "sha256": hashlib.sha256(written.read_bytes()).hexdigest(),
-            "input_shape": [None if options.dynamic_batch else options.batch_size, *job.task.input_shape],
-            **job.task.usage(options.normalize_input), "normalize_input": options.normalize_input,
-            "softmax": options.softmax, **job.task.evaluate(job.network),
-            "rpg_ms": rpg_ms.__version__, "mindspore": ms.__version__}
+    return {
+        **described,
+        "sha256": hashlib.sha256(written.read_bytes()).hexdigest(),
+        "input_shape": [None if options.dynamic_batch else options.batch_size, *job.task.input_shape],
+        **job.task.usage(options.normalize_input),
+        "normalize_input": options.normalize_input,
+        "softmax": options.softmax,
+        **job.task.evaluate(job.network),
+        "rpg_ms": rpg_ms.__version__,
+        "mindspore": ms.__version__,
+    }
 
 
 def _costs(job: Job) -> tuple[dict[str, int], list]:
     """What a file costs that computes, and the pruned layers that inference uses."""
     layers, other = layer_flops(job.network, job.sparsified, job.task.input_shape)
     count = parameter_count(job.network)
-    costs = {"parameters": count, "nonzero_parameters": count - job.sparsified.prunable + job.sparsified.nonzero,
-             "multiply_adds": sum(dense for dense, _ in layers) + other,
-             "nonzero_multiply_adds": sum(kept for _, kept in layers) + other}
+    costs = {
+        "parameters": count,
+        "nonzero_parameters": count - job.sparsified.prunable + job.sparsified.nonzero,
+        "multiply_adds": sum(dense for dense, _ in layers) + other,
+        "nonzero_multiply_adds": sum(kept for _, kept in layers) + other,
+    }
     return costs, [layer for layer, (dense, _) in zip(job.sparsified.layers, layers) if dense]

@@ -1,4 +1,5 @@
 """What MindSpore's exporters need of those who call them."""
+
 from __future__ import annotations
 
 import os

@@ -4,6 +4,7 @@ A new format is a module with a `write(job, path)` and, where its files can be l
 row in `FORMATS`: the choices of `export.py` and what it refuses follow from the row. Importing this needs no MindSpore,
 so that a mistake on the command line is refused at once.
 """
+
 from __future__ import annotations
 
 import importlib.util
@@ -67,16 +68,29 @@ class Format:
 
 
 FORMATS: dict[str, Format] = {
-    "MINDIR": Format(".mindir", "rpg_ms.deploy.mindir:write", "rpg_ms.deploy.mindir:load",
-                     ("batch_size", "dynamic_batch", "normalize_input", "softmax"), absolute_tolerance=1e-5),
+    "MINDIR": Format(
+        ".mindir",
+        "rpg_ms.deploy.mindir:write",
+        "rpg_ms.deploy.mindir:load",
+        ("batch_size", "dynamic_batch", "normalize_input", "softmax"),
+        absolute_tolerance=1e-5,
+    ),
     # Another runtime sums in another order: over mindcv's families by 1e-6 of the largest output, at most by 7e-6.
-    "ONNX": Format(".onnx", "rpg_ms.deploy.onnx_file:write", "rpg_ms.deploy.onnx_file:load",
-                   ("batch_size", "dynamic_batch", "normalize_input", "softmax"), relative_tolerance=5e-5,
-                   packages=("onnx", "onnxruntime"), extra="onnx"),
-    "AIR": Format(".air", "rpg_ms.deploy.mindir:write", None, ("batch_size", "normalize_input", "softmax"),
-                  device="Ascend"),
-    "PACKED": Format(".packed", "rpg_ms.deploy.packed:write", "rpg_ms.deploy.packed:load", ("value_type",),
-                     computes=False),
+    "ONNX": Format(
+        ".onnx",
+        "rpg_ms.deploy.onnx_file:write",
+        "rpg_ms.deploy.onnx_file:load",
+        ("batch_size", "dynamic_batch", "normalize_input", "softmax"),
+        relative_tolerance=5e-5,
+        packages=("onnx", "onnxruntime"),
+        extra="onnx",
+    ),
+    "AIR": Format(
+        ".air", "rpg_ms.deploy.mindir:write", None, ("batch_size", "normalize_input", "softmax"), device="Ascend"
+    ),
+    "PACKED": Format(
+        ".packed", "rpg_ms.deploy.packed:write", "rpg_ms.deploy.packed:load", ("value_type",), computes=False
+    ),
 }
 
 
@@ -109,8 +123,10 @@ def check_machine(file_format: str, device: str) -> None:
         raise UserError(f"--file_format: {file_format} is written on {row.device} only, not on {device}")
     missing = [name for name in row.packages if importlib.util.find_spec(name) is None]
     if missing:
-        raise UserError(f"--file_format: {file_format} needs {' and '.join(missing)}, not installed here; "
-                        f"pip install -e '.[{row.extra}]' in the project's folder installs what it takes")
+        raise UserError(
+            f"--file_format: {file_format} needs {' and '.join(missing)}, not installed here; "
+            f"pip install -e '.[{row.extra}]' in the project's folder installs what it takes"
+        )
 
 
 def file_path(file_format: str, file_name: Union[str, os.PathLike]) -> Path:

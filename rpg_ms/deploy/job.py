@@ -1,4 +1,5 @@
 """One export: what is written, and what it asks its task."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -61,7 +62,7 @@ class Job:
     @property
     def example(self) -> np.ndarray:
         """The first batch of `file_inputs`."""
-        return self.file_inputs[:self.options.batch_size]
+        return self.file_inputs[: self.options.batch_size]
 
     def deployed(self) -> nn.Cell:
         """A new Cell that computes what the file is to compute.

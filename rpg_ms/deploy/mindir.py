@@ -1,4 +1,5 @@
 """MindSpore's own files: MINDIR, and AIR for Ascend."""
+
 from __future__ import annotations
 
 import os

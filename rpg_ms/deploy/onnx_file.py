@@ -1,4 +1,5 @@
 """ONNX, written by MindSpore and loaded back in onnxruntime."""
+
 from __future__ import annotations
 
 import re
@@ -15,7 +16,7 @@ from rpg_ms.deploy.verify import Loaded
 from rpg_ms.errors import UserError
 from rpg_ms.models.compiling import reason
 
-LARGEST = 2 ** 31  # bytes of a protobuf file
+LARGEST = 2**31  # bytes of a protobuf file
 
 
 def write(job: Job, path: Path) -> None:
@@ -29,19 +30,28 @@ def write(job: Job, path: Path) -> None:
 
     size = sum(parameter.nbytes for parameter in job.network.trainable_params())
     if size > LARGEST:
-        raise UserError("--file_format: ONNX holds at most 2 GiB in one file; the network's weights take "
-                        f"{size / 2 ** 30:.1f} GiB")
+        raise UserError(
+            f"--file_format: ONNX holds at most 2 GiB in one file; the network's weights take {size / 2**30:.1f} GiB"
+        )
     axes = {"images": {0: "batch"}} if job.options.dynamic_batch else None
     try:
         with exportable(job.network), plain_name(path) as name:
-            ms.onnx.export(job.deployed(), ms.Tensor(job.example), file_name=name, input_names=["images"],
-                           output_names=["outputs"], dynamic_axes=axes)
+            ms.onnx.export(
+                job.deployed(),
+                ms.Tensor(job.example),
+                file_name=name,
+                input_names=["images"],
+                output_names=["outputs"],
+                dynamic_axes=axes,
+            )
     except RuntimeError as error:
         operator = re.search(r"(\w+) operator ", str(error))
         if operator is None:
             raise
-        raise UserError(f"--file_format: {job.task.config.model.name} cannot be exported to ONNX: MindSpore {ms.__version__} "
-                        f"cannot export its operator {operator[1]}; MINDIR takes it") from None
+        raise UserError(
+            f"--file_format: {job.task.config.model.name} cannot be exported to ONNX: MindSpore {ms.__version__} "
+            f"cannot export its operator {operator[1]}; MINDIR takes it"
+        ) from None
     written = onnx.load(str(path))
     with _as_refusal():
         restore_operators(written)
@@ -75,5 +85,6 @@ def _as_refusal() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise UserError(f"--file_format: the network cannot be exported to ONNX: {reason(error)}; "
-                        "MINDIR takes it") from None
+        raise UserError(
+            f"--file_format: the network cannot be exported to ONNX: {reason(error)}; MINDIR takes it"
+        ) from None

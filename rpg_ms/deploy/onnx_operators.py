@@ -4,6 +4,7 @@ The exporter (2.7 to 2.10) writes an operator for an operator of the compiled gr
 in-place addition, no unstacking, no error function, no hard swish. Here a network is made to compile without
 them, and is left as it was: training keeps MindSpore's own operators, which are faster.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -31,8 +32,7 @@ def exportable(network: nn.Cell) -> Iterator[None]:
     """
     classes = [(cell, type(cell)) for _, cell in network.cells_and_names() if _substitute(cell)]
     tensors = ("Tensor", "Tensor")
-    in_place = next(function for types, function in add_impl.augassign_add.entries
-                    if tuple(map(str, types)) == tensors)
+    in_place = next(function for types, function in add_impl.augassign_add.entries if tuple(map(str, types)) == tensors)
     try:
         for cell, _ in classes:
             cell.__class__ = _substitute(cell)
@@ -61,7 +61,7 @@ def _substitute(cell: nn.Cell) -> Optional[type[nn.Cell]]:
 
 class _GELU(nn.GELU):
     def construct(self, x: ms.Tensor) -> ms.Tensor:
-        return 0.5 * x * (1 + ERF_STAND_IN()(x * 0.5 ** 0.5))
+        return 0.5 * x * (1 + ERF_STAND_IN()(x * 0.5**0.5))
 
 
 class _HSigmoid(nn.HSigmoid):

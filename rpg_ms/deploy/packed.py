@@ -1,4 +1,5 @@
 """The packed sparse checkpoint (`rpg_ms.weights.packed`) as a format of exports."""
+
 from __future__ import annotations
 
 from pathlib import Path

@@ -1,4 +1,5 @@
 """What was written is compared with the network that it was written from."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -80,8 +81,10 @@ def _compare_outputs(job: Job, loaded: Loaded) -> float:
         except Exception as error:  # onnxruntime has a class of its own for every status
             if len(inputs) == job.options.batch_size:
                 raise UserError(f"{path}: does not run: {reason(error)}") from None
-            raise UserError(f"--dynamic_batch: the network computes with its batch size, so as {job.file_format} "
-                            "it runs with no other; choose one with --batch_size") from None
+            raise UserError(
+                f"--dynamic_batch: the network computes with its batch size, so as {job.file_format} "
+                "it runs with no other; choose one with --batch_size"
+            ) from None
         if found.shape != expected.shape:
             raise UserError(f"{path}: returns {found.shape} where the network returns {expected.shape}")
         difference = max(difference, float(np.abs(found - expected).max()))
@@ -128,8 +131,9 @@ def parameters(network: nn.Cell) -> dict[str, np.ndarray]:
     return {parameter.name: parameter.asnumpy().copy() for parameter in network.get_parameters()}
 
 
-def _compare_parameters(before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray], value_type: str,
-                       path: Path) -> None:
+def _compare_parameters(
+    before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray], value_type: str, path: Path
+) -> None:
     """Raise a UserError unless two sets of parameters are the same to the bit, and rounded weights as near as can be.
 
     Args:
@@ -148,7 +152,7 @@ def _compare_parameters(before: Mapping[str, np.ndarray], after: Mapping[str, np
             if value_type == "float16":
                 one = one.astype(np.float16).astype(other.dtype)
             if value_type == "int8":  # half a step; a step is at most 1/63 of a channel's largest weight
-                limit = np.abs(one.astype(np.float32)).reshape(len(one), -1).max(1) / 126 + 2.0 ** -126
+                limit = np.abs(one.astype(np.float32)).reshape(len(one), -1).max(1) / 126 + 2.0**-126
                 error = np.abs(one.astype(np.float32) - other).reshape(len(one), -1).max(1)
                 one = other if (error <= limit).all() else one
         if one.tobytes() != other.tobytes():

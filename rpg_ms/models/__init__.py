@@ -1,4 +1,5 @@
 """Networks by name: this package's own, every image model of mindcv, and a user's own."""
+
 from __future__ import annotations
 
 import difflib
@@ -27,7 +28,14 @@ CIFAR_RESNETS = {
 MODELS = (*CIFAR_RESNETS, "cifar_vgg19", "deit_small")
 
 
-def create_model(name: str, num_classes: int, in_channels: int, image_size: int = 224, width: float = 1.0, pool_padding: str = "pytorch") -> nn.Cell:
+def create_model(
+    name: str,
+    num_classes: int,
+    in_channels: int,
+    image_size: int = 224,
+    width: float = 1.0,
+    pool_padding: str = "pytorch",
+) -> nn.Cell:
     """A network by name, with fresh weights.
 
     Args:
@@ -47,8 +55,11 @@ def create_model(name: str, num_classes: int, in_channels: int, image_size: int 
         raise UserError(f"model.width: {width:g} is for {', '.join(CIFAR_RESNETS)}, not for {name}")
     if name in CIFAR_RESNETS:
         shape = CIFAR_RESNETS[name]
-        network = CifarResNet(num_classes=num_classes, in_channels=in_channels,
-                              **{**shape, "width": max(1, round(shape["width"] * width))})
+        network = CifarResNet(
+            num_classes=num_classes,
+            in_channels=in_channels,
+            **{**shape, "width": max(1, round(shape["width"] * width))},
+        )
     elif name == "cifar_vgg19":
         _at_least(name, image_size, 16)
         network = CifarVGG19(num_classes, in_channels)
@@ -94,8 +105,7 @@ class _PaddedMaxPool(nn.Cell):
 
 def _at_least(name: str, image_size: int, smallest: int) -> None:
     if image_size < smallest:
-        raise UserError(f"model.name: {name} takes images of at least {smallest} pixels a side, "
-                        f"not {image_size}")
+        raise UserError(f"model.name: {name} takes images of at least {smallest} pixels a side, not {image_size}")
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -108,8 +118,9 @@ def _from_mindcv(name: str, num_classes: int, in_channels: int, image_size: int)
     if name not in known:
         close = difflib.get_close_matches(name, [*MODELS, *known], 3)
         hint = f"; did you mean {' or '.join(close)}?" if close else ""
-        raise UserError(f"model.name: {name!r} is not one of {', '.join(MODELS)}, nor a model of mindcv, nor "
-                        f"module:function{hint}")
+        raise UserError(
+            f"model.name: {name!r} is not one of {', '.join(MODELS)}, nor a model of mindcv, nor module:function{hint}"
+        )
     arguments = {"num_classes": num_classes}
     if in_channels != 3:
         arguments["in_channels"] = in_channels
@@ -121,21 +132,26 @@ def _from_mindcv(name: str, num_classes: int, in_channels: int, image_size: int)
             break
         except TypeError as error:
             if not any(repr(key) in str(error) for key in extra):
-                raise UserError(f"model.name: mindcv cannot build {name} for {_given(arguments)}: "
-                                f"{one_line(str(error))}") from None
+                raise UserError(
+                    f"model.name: mindcv cannot build {name} for {_given(arguments)}: {one_line(str(error))}"
+                ) from None
         except (ValueError, AssertionError) as error:
-            raise UserError(f"model.name: mindcv cannot build {name} for {_given({**arguments, **extra})}: "
-                            f"{one_line(str(error))}") from None
+            raise UserError(
+                f"model.name: mindcv cannot build {name} for {_given({**arguments, **extra})}: {one_line(str(error))}"
+            ) from None
     cells = [cell for _, cell in network.cells_and_names()]
     first = next((cell for cell in cells if isinstance(cell, nn.Conv2d)), None)
     if first is not None and first.in_channels != in_channels:
-        raise UserError(f"model.name: {name} of mindcv takes images of {first.in_channels} channels only, "
-                        f"not {in_channels}")
+        raise UserError(
+            f"model.name: {name} of mindcv takes images of {first.in_channels} channels only, not {in_channels}"
+        )
     patches = next((cell for cell in cells if type(cell).__name__ == "PatchEmbed"), None)
     built_for = getattr(patches, "image_size", None)
     if built_for is not None and tuple(built_for) != (image_size, image_size):
-        raise UserError(f"model.name: {name} of mindcv takes images of {built_for[0]} x {built_for[1]} pixels "
-                        f"only, not {image_size} x {image_size}")
+        raise UserError(
+            f"model.name: {name} of mindcv takes images of {built_for[0]} x {built_for[1]} pixels "
+            f"only, not {image_size} x {image_size}"
+        )
     return network
 
 
@@ -159,8 +175,7 @@ def _users_own(name: str, **arguments: int) -> nn.Cell:
     except Exception as error:
         if isinstance(error, ModuleNotFoundError) and module_name.split(".")[0] == error.name:
             raise UserError(f"model.name: {name}: no module {module_name} in {os.getcwd()}") from None
-        raise UserError(f"model.name: {name}: {module_name} cannot be imported: "
-                        f"{_in_one_line(error)}") from error
+        raise UserError(f"model.name: {name}: {module_name} cannot be imported: {_in_one_line(error)}") from error
     build = getattr(module, function_name, None)
     if not callable(build):
         raise UserError(f"model.name: {name}: {module.__file__} has no function {function_name}")
@@ -189,9 +204,11 @@ def _refuse_hidden_parameters(network: nn.Cell, name: str) -> None:
                 if all(id(parameter) in known for parameter in ([item] if alone else item.get_parameters())):
                     continue
                 wanted = "ParameterTuple" if alone else "nn.CellDict" if isinstance(value, dict) else "nn.CellList"
-                raise UserError(f"model.name: {name}: {place + '.' if place else ''}{attribute} is a plain "
-                                f"{type(value).__name__} with a {type(item).__name__} in it, which MindSpore would "
-                                f"neither train nor save; make it a mindspore.{wanted}")
+                raise UserError(
+                    f"model.name: {name}: {place + '.' if place else ''}{attribute} is a plain "
+                    f"{type(value).__name__} with a {type(item).__name__} in it, which MindSpore would "
+                    f"neither train nor save; make it a mindspore.{wanted}"
+                )
 
 
 def _held_in(value: Any) -> Iterator[Union[nn.Cell, ms.Parameter]]:

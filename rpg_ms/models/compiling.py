@@ -1,4 +1,5 @@
 """Graph mode's compiler, called before anything depends on it, and what MindSpore's errors say, in one line."""
+
 from __future__ import annotations
 
 import inspect
@@ -23,10 +24,13 @@ if TYPE_CHECKING:
 
 # Where a place in a traceback is not the user's; O1's rewritten networks lie in a temporary folder.
 NOT_THE_USERS = tuple(os.path.dirname(package.__file__) + os.sep for package in (rpg_ms, ms, mindcv)) + (
-    os.path.join(tempfile.gettempdir(), "rpg_ms-"),)
+    os.path.join(tempfile.gettempdir(), "rpg_ms-"),
+)
 
 
-def compile_graph(cell: nn.Cell, arrays: Iterable[np.ndarray], network: nn.Cell, name: str, what: str, run: bool = False) -> None:
+def compile_graph(
+    cell: nn.Cell, arrays: Iterable[np.ndarray], network: nn.Cell, name: str, what: str, run: bool = False
+) -> None:
     """Compile a Cell for inputs of these shapes and types; does nothing in PyNative mode.
 
     MindSpore keeps what it has compiled by the inputs' shapes and types, so that the first call compiles nothing.
@@ -54,8 +58,10 @@ def compile_graph(cell: nn.Cell, arrays: Iterable[np.ndarray], network: nn.Cell,
                 cell.compile(*inputs)
         except Exception as error:  # of any kind, about anybody's network
             place = _place(f"{error}\n{log()}", network)
-            raise UserError(f"model.name: {name}: graph mode does not compile its {what}: {reason(error)}{place}; "
-                            "mode=pynative runs networks without compiling them") from None
+            raise UserError(
+                f"model.name: {name}: graph mode does not compile its {what}: {reason(error)}{place}; "
+                "mode=pynative runs networks without compiling them"
+            ) from None
         written = log()
     sys.stderr.write(written)
 
@@ -69,10 +75,12 @@ def reason(error: BaseException) -> str:
 
 
 def _place(text: str, network: nn.Cell) -> str:
-    """" (FILE, line N)": the innermost line of the user's that a compiler's message names, else his `construct`."""
-    own = [(numbered, file, line) for numbered, file, line in
-           re.findall(r"(?m)^(# \d+ |NodeInfo: )?In file (.+?):(\d+)(?:~\d+)?, \d+~\d+", text)
-           if not file.startswith(NOT_THE_USERS)]
+    """ " (FILE, line N)": the innermost line of the user's that a compiler's message names, else his `construct`."""
+    own = [
+        (numbered, file, line)
+        for numbered, file, line in re.findall(r"(?m)^(# \d+ |NodeInfo: )?In file (.+?):(\d+)(?:~\d+)?, \d+~\d+", text)
+        if not file.startswith(NOT_THE_USERS)
+    ]
     # A numbered list ends with the innermost line, the others begin with it.
     innermost = [place for place in own if not place[0].startswith("#")][:1] or own[-1:]
     if innermost:
@@ -89,6 +97,7 @@ def _logged(folder: str) -> Iterator[Callable[[], str]]:
     what it raises as well, and the only place that it names is at times there.
     """
     with open(os.path.join(folder, "stderr"), "w+", encoding="utf-8", errors="replace") as file:
+
         def log() -> str:
             sys.stderr.flush()
             file.seek(0)

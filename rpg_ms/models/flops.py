@@ -1,4 +1,5 @@
 """What a network costs: parameters, and multiply-adds per layer, dense and of the non-zeros."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -19,8 +20,11 @@ STATISTICS = ("moving_mean", "moving_variance", "running_mean", "running_var")
 
 def parameter_count(network: nn.Cell) -> int:
     """Parameters that are or could be trained: not masks, statistics or counters, but frozen ones too."""
-    return sum(parameter.size for parameter in network.get_parameters()
-               if parameter.is_floating_point() and not parameter.name.endswith(STATISTICS))
+    return sum(
+        parameter.size
+        for parameter in network.get_parameters()
+        if parameter.is_floating_point() and not parameter.name.endswith(STATISTICS)
+    )
 
 
 def try_image(network: nn.Cell, input_shape: Sequence[int]) -> Any:
@@ -41,7 +45,9 @@ def try_image(network: nn.Cell, input_shape: Sequence[int]) -> Any:
         ms.set_context(mode=mode)
 
 
-def layer_flops(network: nn.Cell, sparsified: Sparsified, input_shape: Sequence[int]) -> tuple[list[tuple[int, int]], int]:
+def layer_flops(
+    network: nn.Cell, sparsified: Sparsified, input_shape: Sequence[int]
+) -> tuple[list[tuple[int, int]], int]:
     """Multiply-adds of each layer for one input, which are often called FLOPs.
 
     A weight is used once at every position of its layer: of the output for a convolution, of the input for a
@@ -72,7 +78,12 @@ def layer_flops(network: nn.Cell, sparsified: Sparsified, input_shape: Sequence[
     finally:
         for hook in hooks:
             hook.remove()
-    layers = [(positions[id(layer.weight)] * layer.mask.size,
-               positions[id(layer.weight)] * int(np.count_nonzero(layer.mask.asnumpy()))) for layer in sparsified.layers]
+    layers = [
+        (
+            positions[id(layer.weight)] * layer.mask.size,
+            positions[id(layer.weight)] * int(np.count_nonzero(layer.mask.asnumpy())),
+        )
+        for layer in sparsified.layers
+    ]
     sizes = {id(cell.weight): cell.weight.size for cell in cells}
     return layers, sum(count * sizes[key] for key, count in positions.items()) - sum(dense for dense, _ in layers)

@@ -1,4 +1,5 @@
 """Residual networks for small images (He et al. 2016, section 4.2), parameter-free shortcuts."""
+
 from __future__ import annotations
 
 from mindspore import Tensor, nn, ops
@@ -6,8 +7,16 @@ from mindspore.common.initializer import HeNormal
 
 
 def _conv3x3(channels_in: int, channels_out: int, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(channels_in, channels_out, 3, stride, pad_mode="pad", padding=1, has_bias=False,
-                     weight_init=HeNormal(mode="fan_out", nonlinearity="relu"))
+    return nn.Conv2d(
+        channels_in,
+        channels_out,
+        3,
+        stride,
+        pad_mode="pad",
+        padding=1,
+        has_bias=False,
+        weight_init=HeNormal(mode="fan_out", nonlinearity="relu"),
+    )
 
 
 class BasicBlock(nn.Cell):
@@ -52,7 +61,9 @@ class CifarResNet(nn.Cell):
         Logits `[batch, num_classes]`.
     """
 
-    def __init__(self, depth: int, num_classes: int = 10, in_channels: int = 3, width: int = 16, stem_stride: int = 1) -> None:
+    def __init__(
+        self, depth: int, num_classes: int = 10, in_channels: int = 3, width: int = 16, stem_stride: int = 1
+    ) -> None:
         super().__init__()
         if depth < 8 or (depth - 2) % 6:
             raise ValueError(f"depth: {depth} is not 6n + 2 with n >= 1")

@@ -1,11 +1,32 @@
 """VGG-19 with batch norm for small images, as in the pruning literature (Liu et al. 2019, arXiv 1810.05270)."""
+
 from __future__ import annotations
 
 from mindspore import Tensor, nn
 from mindspore.common.initializer import HeNormal, Normal
 
-CHANNELS = (64, 64, "pool", 128, 128, "pool", 256, 256, 256, 256, "pool", 512, 512, 512, 512, "pool",
-            512, 512, 512, 512)
+CHANNELS = (
+    64,
+    64,
+    "pool",
+    128,
+    128,
+    "pool",
+    256,
+    256,
+    256,
+    256,
+    "pool",
+    512,
+    512,
+    512,
+    512,
+    "pool",
+    512,
+    512,
+    512,
+    512,
+)
 
 
 class CifarVGG19(nn.Cell):
@@ -29,9 +50,19 @@ class CifarVGG19(nn.Cell):
             if channels == "pool":
                 layers.append(nn.MaxPool2d(2, 2))
             else:
-                layers += [nn.Conv2d(in_channels, channels, 3, pad_mode="pad", padding=1, has_bias=False,
-                                     weight_init=HeNormal(mode="fan_out", nonlinearity="relu")),
-                           nn.BatchNorm2d(channels), nn.ReLU()]
+                layers += [
+                    nn.Conv2d(
+                        in_channels,
+                        channels,
+                        3,
+                        pad_mode="pad",
+                        padding=1,
+                        has_bias=False,
+                        weight_init=HeNormal(mode="fan_out", nonlinearity="relu"),
+                    ),
+                    nn.BatchNorm2d(channels),
+                    nn.ReLU(),
+                ]
                 in_channels = channels
         self.features = nn.SequentialCell(layers)
         self.classifier = nn.Dense(in_channels, num_classes, weight_init=Normal(0.01))

@@ -1,4 +1,5 @@
 """DeiT-S (Touvron et al. 2021, arXiv 2012.12877), on mindcv's vision transformer."""
+
 from __future__ import annotations
 
 from functools import partial
@@ -14,6 +15,14 @@ def deit_small(num_classes: int = 1000, in_channels: int = 3, image_size: int = 
     Takes images `[batch, in_channels, image_size, image_size]`, returns logits `[batch, num_classes]`.
     """
     return VisionTransformer(
-        image_size=image_size, patch_size=16, in_channels=in_channels, embed_dim=384, depth=12, num_heads=6,
-        drop_path_rate=0.1, act_layer=partial(nn.GELU, approximate=False),
-        norm_layer=partial(nn.LayerNorm, epsilon=1e-6), num_classes=num_classes)
+        image_size=image_size,
+        patch_size=16,
+        in_channels=in_channels,
+        embed_dim=384,
+        depth=12,
+        num_heads=6,
+        drop_path_rate=0.1,
+        act_layer=partial(nn.GELU, approximate=False),
+        norm_layer=partial(nn.LayerNorm, epsilon=1e-6),
+        num_classes=num_classes,
+    )

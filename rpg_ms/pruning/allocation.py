@@ -7,6 +7,7 @@ layer. Every allocation promises the same: the counts sum to exactly `round(dens
 missing weights are taken one after the other from whichever layer stands highest above its own floor (the
 first of them, on a tie). ValueError is raised when there is no such list of counts.
 """
+
 from __future__ import annotations
 
 import math
@@ -41,7 +42,7 @@ def global_counts(weights: Sequence[np.ndarray], density: float, min_per_layer: 
     magnitudes = np.empty(sum(sizes), dtype=np.result_type(*weights))
     start = 0
     for layer, (weight, size) in enumerate(zip(weights, sizes)):
-        magnitudes[start:start + size] = finite_magnitude(weight, f"weight of layer {layer}").ravel()
+        magnitudes[start : start + size] = finite_magnitude(weight, f"weight of layer {layer}").ravel()
         start += size
     if kept == 0:
         return [0] * len(sizes)
@@ -72,8 +73,7 @@ def uniform_counts(weights: Sequence[np.ndarray], density: float, min_per_layer:
     return _raised_to_floors(_proportional(kept, sizes, sizes), floors)
 
 
-def uniform_first_dense_counts(weights: Sequence[np.ndarray], density: float,
-                               min_per_layer: int = 1) -> list[int]:
+def uniform_first_dense_counts(weights: Sequence[np.ndarray], density: float, min_per_layer: int = 1) -> list[int]:
     """The first layer whole, and one density for all others such that the network's is `density`.
 
     Used by RigL (arXiv 1911.11134, section 3), here with the overall count exact. ValueError when the first
@@ -127,8 +127,10 @@ def _feasible_count(sizes: list[int], density: float, floors: list[int], also: s
     total = sum(sizes)
     kept = target_count(total, density)
     if kept < sum(floors):
-        raise ValueError(f"density {density} keeps {kept} of {total} weights, but {also}the per-layer "
-                         f"minimum over {len(sizes)} layers needs {sum(floors)}")
+        raise ValueError(
+            f"density {density} keeps {kept} of {total} weights, but {also}the per-layer "
+            f"minimum over {len(sizes)} layers needs {sum(floors)}"
+        )
     return kept
 
 

@@ -3,6 +3,7 @@
 Steps count from 1. With `Δ = update_every` there is an update at every step divisible by Δ up to `T_end`;
 number `T = T_prune // Δ` of them, at step `T·Δ <= T_prune`, reaches the target density exactly.
 """
+
 from __future__ import annotations
 
 import math
@@ -48,28 +49,35 @@ class UpdateCalendar:
             if not 0 < getattr(self, key) <= 1:
                 raise ValueError(f"pruning.{key}: {getattr(self, key)} is not in (0, 1]")
         if self.schedule not in DENSITY_SCHEDULES:
-            raise ValueError(f"pruning.schedule: {self.schedule!r} is not one of "
-                             f"{', '.join(DENSITY_SCHEDULES)}")
+            raise ValueError(f"pruning.schedule: {self.schedule!r} is not one of {', '.join(DENSITY_SCHEDULES)}")
         if self.drop_decay not in DROP_DECAYS:
             raise ValueError(f"pruning.drop_decay: {self.drop_decay!r} is not one of {', '.join(DROP_DECAYS)}")
         if self.prune_step > self.end_step:
-            raise ValueError(f"pruning.prune_until: {self.prune_until} of {self.total_steps} steps is after "
-                             f"pruning.freeze_after: {self.freeze_after}, so no update can reach the target "
-                             "density")
+            raise ValueError(
+                f"pruning.prune_until: {self.prune_until} of {self.total_steps} steps is after "
+                f"pruning.freeze_after: {self.freeze_after}, so no update can reach the target "
+                "density"
+            )
         if self.updates < 1:
-            raise ValueError(f"pruning.update_every: {self.update_every} steps is more than the "
-                             f"{self.prune_step} up to pruning.prune_until ({self.prune_until} of "
-                             f"{self.total_steps}), so no update can reach the target density")
+            raise ValueError(
+                f"pruning.update_every: {self.update_every} steps is more than the "
+                f"{self.prune_step} up to pruning.prune_until ({self.prune_until} of "
+                f"{self.total_steps}), so no update can reach the target density"
+            )
         if not 0 <= self.warmup_updates < self.updates:
-            raise ValueError(f"pruning.warmup_updates: {self.warmup_updates} is not in "
-                             f"[0, {self.updates - 1}]; there are {self.updates} updates until "
-                             f"pruning.prune_until (pruning.update_every: {self.update_every}) and the last "
-                             "must reach the target density")
+            raise ValueError(
+                f"pruning.warmup_updates: {self.warmup_updates} is not in "
+                f"[0, {self.updates - 1}]; there are {self.updates} updates until "
+                f"pruning.prune_until (pruning.update_every: {self.update_every}) and the last "
+                "must reach the target density"
+            )
         least = LEAST_UPDATES.get(self.schedule, 1)
         if self.updates - self.warmup_updates < least:
-            raise ValueError(f"pruning.schedule: {self.schedule} needs at least {least} updates until "
-                             f"pruning.prune_until, and there are {self.updates - self.warmup_updates}; "
-                             f"pruning.update_every: {self.update_every} steps is too many")
+            raise ValueError(
+                f"pruning.schedule: {self.schedule} needs at least {least} updates until "
+                f"pruning.prune_until, and there are {self.updates - self.warmup_updates}; "
+                f"pruning.update_every: {self.update_every} steps is too many"
+            )
 
     @property
     def prune_step(self) -> int:
@@ -125,8 +133,7 @@ class UpdateCalendar:
 
     def changes_density(self, step: int) -> bool:
         """Whether the update of this step has another density than the one before it; the first always does."""
-        return (self.update_index(step) <= 1
-                or self.density_at(step) != self.density_at(step - self.update_every))
+        return self.update_index(step) <= 1 or self.density_at(step) != self.density_at(step - self.update_every)
 
 
 def _steps(fraction: float, total_steps: int) -> int:

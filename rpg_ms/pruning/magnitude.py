@@ -1,4 +1,5 @@
 """The magnitude that weights and gradients are ranked by."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -12,6 +13,5 @@ def finite_magnitude(values: np.ndarray, name: str) -> np.ndarray:
     magnitude = np.abs(values)
     if not np.isfinite(magnitude.max(initial=0)):  # max() passes NaN on, so one reduction finds both
         bad = magnitude.size - np.count_nonzero(np.isfinite(magnitude))
-        raise ValueError(f"{name}: {bad} of {magnitude.size} entries are NaN or infinite; they cannot be "
-                         "ranked")
+        raise ValueError(f"{name}: {bad} of {magnitude.size} entries are NaN or infinite; they cannot be ranked")
     return magnitude

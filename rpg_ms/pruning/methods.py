@@ -12,6 +12,7 @@
 A new criterion is a function and a row in `scores.SCORES`. The rank term can be switched on with any method
 (`rank.lambda` above 0).
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -64,25 +65,38 @@ class Method:
     clip_norm: Optional[float] = None
 
     def __post_init__(self) -> None:
-        for choice, names in (("schedule", DENSITY_SCHEDULES), ("allocation", ALLOCATIONS), ("start", STARTS),
-                              ("drop", SCORES), ("grow", SCORES), ("drop_decay", DROP_DECAYS)):
+        for choice, names in (
+            ("schedule", DENSITY_SCHEDULES),
+            ("allocation", ALLOCATIONS),
+            ("start", STARTS),
+            ("drop", SCORES),
+            ("grow", SCORES),
+            ("drop_decay", DROP_DECAYS),
+        ):
             name = getattr(self, choice)
             if name is not None and name not in names:
                 raise ValueError(f"pruning.{choice}: {name!r} is not one of {', '.join(names)}")
         if (self.schedule is None) != (self.allocation is None):
-            raise ValueError(f"a method has both a schedule and an allocation, or neither: got "
-                             f"{self.schedule!r} and {self.allocation!r}")
+            raise ValueError(
+                f"a method has both a schedule and an allocation, or neither: got "
+                f"{self.schedule!r} and {self.allocation!r}"
+            )
         if self.start != "dense" and self.schedule not in (None, "constant"):
-            raise ValueError(f"pruning.start: {self.start!r} masks have the target density from the first step, so "
-                             f"pruning.schedule must be constant, not {self.schedule}")
+            raise ValueError(
+                f"pruning.start: {self.start!r} masks have the target density from the first step, so "
+                f"pruning.schedule must be constant, not {self.schedule}"
+            )
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"pruning.alpha: {self.alpha} is not in [0, 1]")
         if self.alpha > 0 and self.grow is None:
-            raise ValueError(f"pruning.alpha: {self.alpha} drops weights, but the method has nothing to "
-                             "grow by; it must be 0")
+            raise ValueError(
+                f"pruning.alpha: {self.alpha} drops weights, but the method has nothing to grow by; it must be 0"
+            )
         if self.soft_threshold and self.alpha > 0:
-            raise ValueError(f"pruning.alpha: {self.alpha}; pruned weights of a soft threshold go on learning and come "
-                             "back by themselves, so it must be 0")
+            raise ValueError(
+                f"pruning.alpha: {self.alpha}; pruned weights of a soft threshold go on learning and come "
+                "back by themselves, so it must be 0"
+            )
         if self.soft_threshold and self.drop != "magnitude":
             raise ValueError(f"pruning.drop: {self.drop}; a soft threshold cuts by magnitude")
         if not self.rank_lambda >= 0:
@@ -121,8 +135,16 @@ METHODS: dict[str, Method] = {
     "static": Method("constant", "erk", start="random"),
     # Sparse evolutionary training (Mocanu et al. 2018, arXiv 1707.04780): after every epoch 30 % of each layer
     # are replaced at random.
-    "set": Method("constant", "erk", start="random", grow="random", alpha=0.3, drop_decay="constant", update_every=0,
-                  freeze_after=1.0),
+    "set": Method(
+        "constant",
+        "erk",
+        start="random",
+        grow="random",
+        alpha=0.3,
+        drop_decay="constant",
+        update_every=0,
+        freeze_after=1.0,
+    ),
     # The rigged lottery (Evci et al. 2020, arXiv 1911.11134, section 3)
     "rigl": Method("constant", "erk", start="random", grow="gradient", alpha=0.3, prune_until=0.75, freeze_after=0.75),
     # Gradual pruning with zero-cost neuroregeneration, dense to sparse (Liu et al. 2021, arXiv 2106.10404), with the
@@ -135,7 +157,8 @@ METHODS: dict[str, Method] = {
     # 2212.01076): masks are drawn anew at every step. The rescaled weights move up to a hundred times as far as
     # the optimizer's step, and training may diverge unless the gradient is clipped, as in all of the authors'
     # configurations. Published runs begin with five dense epochs (`pruning.warmup_updates`).
-    "st3": Method("cubic", "global", soft_threshold=True, update_every=1, prune_until=0.5, freeze_after=1.0,
-                  clip_norm=3.0),
+    "st3": Method(
+        "cubic", "global", soft_threshold=True, update_every=1, prune_until=0.5, freeze_after=1.0, clip_norm=3.0
+    ),
     "dense": Method(None, None),
 }

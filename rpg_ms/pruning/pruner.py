@@ -1,4 +1,5 @@
 """Who decides which weights stay, and when that is decided anew. NumPy alone: exact, and the same in every process."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -62,8 +63,17 @@ class Pruner:
         ValueError: a calendar that cannot reach the target; names the configuration key.
     """
 
-    def __init__(self, method: Method, density: float, total_steps: int, *, steps_per_epoch: Optional[int] = None,
-                 min_per_layer: int = 1, warmup_updates: int = 0, seed: int = 0) -> None:
+    def __init__(
+        self,
+        method: Method,
+        density: float,
+        total_steps: int,
+        *,
+        steps_per_epoch: Optional[int] = None,
+        min_per_layer: int = 1,
+        warmup_updates: int = 0,
+        seed: int = 0,
+    ) -> None:
         self.method = method
         self.density = density
         self.min_per_layer = min_per_layer
@@ -72,9 +82,15 @@ class Pruner:
         self.pending = False  # a due update waits for a finite gradient
         if method.updates:
             self.calendar = UpdateCalendar(
-                total_steps=total_steps, update_every=method.update_every or steps_per_epoch or total_steps,
-                prune_until=method.prune_until, freeze_after=method.freeze_after, density=density,
-                schedule=method.schedule, warmup_updates=warmup_updates, drop_decay=method.drop_decay)
+                total_steps=total_steps,
+                update_every=method.update_every or steps_per_epoch or total_steps,
+                prune_until=method.prune_until,
+                freeze_after=method.freeze_after,
+                density=density,
+                schedule=method.schedule,
+                warmup_updates=warmup_updates,
+                drop_decay=method.drop_decay,
+            )
 
     # ---------------------------------------------------------------------------------------- the start
 
@@ -95,8 +111,10 @@ class Pruner:
             raise ValueError(f"pruning.density: {error}") from None
         kept, total = _count(masks), sum(mask.size for mask in masks)
         if kept < sum(counts) and self.method.start != "random" and self.method.schedule != "alternating":
-            raise ValueError(f"pruning.density: {self.density} is more than model.pretrained has, a network pruned to "
-                             f"{kept} of {total} weights; only acdc and methods that begin with random masks open one")
+            raise ValueError(
+                f"pruning.density: {self.density} is more than model.pretrained has, a network pruned to "
+                f"{kept} of {total} weights; only acdc and methods that begin with random masks open one"
+            )
         if self.method.start == "dense":
             return None
         return start_masks(weights, counts, self.method.start, self.seed)
@@ -116,7 +134,8 @@ class Pruner:
     def needs_gradient(self, step: int) -> bool:
         """Whether the update of this step ranks by the dense gradient of the objective."""
         return SCORES[self.method.drop].needs_gradient or (
-            self._drop_fraction(step) > 0 and SCORES[self.method.grow].needs_gradient)
+            self._drop_fraction(step) > 0 and SCORES[self.method.grow].needs_gradient
+        )
 
     @property
     def takes_gradient(self) -> bool:
@@ -136,9 +155,14 @@ class Pruner:
 
     def reaches_target_after(self, step: int) -> bool:
         """Whether an update after this step leaves the target density."""
-        return self.pending or (self.calendar is not None and any(
-            self._is_scheduled(later) and self.calendar.density_at(later) == self.density
-            for later in self.calendar.steps() if later > step))
+        return self.pending or (
+            self.calendar is not None
+            and any(
+                self._is_scheduled(later) and self.calendar.density_at(later) == self.density
+                for later in self.calendar.steps()
+                if later > step
+            )
+        )
 
     def at_target(self, step: int) -> bool:
         """Whether the network has its target density when this step is over."""
@@ -150,8 +174,13 @@ class Pruner:
 
     # --------------------------------------------------------------------------------------- an update
 
-    def update(self, step: int, weights: Sequence[np.ndarray], masks: Sequence[np.ndarray],
-               gradients: Optional[Sequence[np.ndarray]]) -> TopologyUpdate:
+    def update(
+        self,
+        step: int,
+        weights: Sequence[np.ndarray],
+        masks: Sequence[np.ndarray],
+        gradients: Optional[Sequence[np.ndarray]],
+    ) -> TopologyUpdate:
         """Draw the masks anew.
 
         Args:
@@ -175,10 +204,19 @@ class Pruner:
         new_weights, new_masks = map(list, zip(*update_topology(weights, grow, counts, fraction, drop)))
         self.pending = False
         nonzero = int(sum(counts))
-        return TopologyUpdate(new_weights, new_masks, opens=nonzero > kept, record=TopologyRecord(
-            step=step, density=nonzero / total, nonzero=nonzero, drop_fraction=fraction,
-            grown=sum(int(np.count_nonzero(new & ~old)) for new, old in zip(new_masks, masks)),
-            layer_nonzero=[int(count) for count in counts]))
+        return TopologyUpdate(
+            new_weights,
+            new_masks,
+            opens=nonzero > kept,
+            record=TopologyRecord(
+                step=step,
+                density=nonzero / total,
+                nonzero=nonzero,
+                drop_fraction=fraction,
+                grown=sum(int(np.count_nonzero(new & ~old)) for new, old in zip(new_masks, masks)),
+                layer_nonzero=[int(count) for count in counts],
+            ),
+        )
 
     def _drop_fraction(self, step: int) -> float:
         return self.calendar.drop_fraction(step, self.method.alpha)
@@ -187,11 +225,14 @@ class Pruner:
         return ALLOCATIONS[self.method.allocation](scores, density, self.min_per_layer)
 
     @staticmethod
-    def _scores(name: str, weights: Sequence[np.ndarray], gradients: Optional[Sequence[np.ndarray]],
-                seed: Sequence[int]) -> list[np.ndarray]:
+    def _scores(
+        name: str, weights: Sequence[np.ndarray], gradients: Optional[Sequence[np.ndarray]], seed: Sequence[int]
+    ) -> list[np.ndarray]:
         rng = np.random.default_rng(seed)
-        return [SCORES[name].function(weight, gradient, rng)
-                for weight, gradient in zip(weights, gradients or [None] * len(weights))]
+        return [
+            SCORES[name].function(weight, gradient, rng)
+            for weight, gradient in zip(weights, gradients or [None] * len(weights))
+        ]
 
     # ----------------------------------------------------------------------------------------- resuming
 

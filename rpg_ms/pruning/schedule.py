@@ -5,6 +5,7 @@ for the time before the first update, where every schedule is at 1.0. From updat
 value is `density` itself, not a number near it. `density` is the fraction of prunable weights that stay, in
 (0, 1].
 """
+
 from __future__ import annotations
 
 import math

@@ -3,6 +3,7 @@
 A score is a function `(weight, gradient, rng) -> array` for one layer. The absolute value of what it returns is
 ranked: a topology update keeps the weights of the largest drop score, and grows those of the largest grow score.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -1,4 +1,5 @@
 """The structural rank of a mask: the largest rank that any weights on it can have."""
+
 from __future__ import annotations
 
 import numpy as np

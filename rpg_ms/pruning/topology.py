@@ -4,6 +4,7 @@ Masks are boolean arrays of the weight's shape, True where a weight is active. E
 selection, O(n), never by sorting; equal values rank by flat index, so every machine and process decides the
 same.
 """
+
 from __future__ import annotations
 
 import math
@@ -42,8 +43,7 @@ def largest(values: np.ndarray, count: int) -> np.ndarray:
     return chosen.reshape(values.shape)
 
 
-def start_masks(weights: Sequence[np.ndarray], counts: Sequence[int], start: str,
-                seed: int) -> list[np.ndarray]:
+def start_masks(weights: Sequence[np.ndarray], counts: Sequence[int], start: str, seed: int) -> list[np.ndarray]:
     """The masks before the first step: `counts[l]` places of layer `l`, the largest `|w|` or drawn at random.
 
     Args:
@@ -64,6 +64,7 @@ def survivors(weights: Sequence[np.ndarray], counts: Sequence[int]) -> list[np.n
     With counts from `global_counts` this is the global magnitude cut. Raises ValueError, naming the layer's
     index, for NaN or infinity and for a count that the layer cannot hold.
     """
+
     def mask(layer: int, weight: np.ndarray, count: int) -> np.ndarray:
         magnitude = finite_magnitude(weight, f"weight of layer {layer}")
         if not 0 <= count <= magnitude.size:
@@ -73,8 +74,9 @@ def survivors(weights: Sequence[np.ndarray], counts: Sequence[int]) -> list[np.n
     return _for_each_layer(mask, weights, counts)
 
 
-def drop_and_grow(weight: np.ndarray, survivors: np.ndarray, dense_grad: Optional[np.ndarray],
-                  n_keep: int, n_grow: int) -> tuple[np.ndarray, np.ndarray]:
+def drop_and_grow(
+    weight: np.ndarray, survivors: np.ndarray, dense_grad: Optional[np.ndarray], n_keep: int, n_grow: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Redraw one layer's mask: keep the largest weights, grow where the gradient is largest.
 
     Kept are the `n_keep` largest `|w|`, where a weight outside `survivors` counts as 0. Among *all* other
@@ -99,9 +101,13 @@ def drop_and_grow(weight: np.ndarray, survivors: np.ndarray, dense_grad: Optiona
     return _redraw(weight, weight, survivors, dense_grad, n_keep, n_grow, where="")
 
 
-def update_topology(weights: Sequence[np.ndarray], grow_scores: Optional[Sequence[np.ndarray]],
-                    counts: Sequence[int], drop_fraction: float,
-                    drop_scores: Optional[Sequence[np.ndarray]] = None) -> list[tuple[np.ndarray, np.ndarray]]:
+def update_topology(
+    weights: Sequence[np.ndarray],
+    grow_scores: Optional[Sequence[np.ndarray]],
+    counts: Sequence[int],
+    drop_fraction: float,
+    drop_scores: Optional[Sequence[np.ndarray]] = None,
+) -> list[tuple[np.ndarray, np.ndarray]]:
     """One topology update of a network: `(new_weight, new_mask)` per layer, `counts[l]` of them active.
 
     Of a layer's `n_l` places, `n_grow = floor(drop_fraction * n_l)` are grown and the rest kept
@@ -128,18 +134,35 @@ def update_topology(weights: Sequence[np.ndarray], grow_scores: Optional[Sequenc
 
     def redrawn(layer: int, weight: np.ndarray, grow_score: Optional[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         n_grow = math.floor(drop_fraction * counts[layer])
-        return _redraw(weight, drop_scores[layer], masks[layer], grow_score, counts[layer] - n_grow, n_grow,
-                       where=f" of layer {layer}")
+        return _redraw(
+            weight,
+            drop_scores[layer],
+            masks[layer],
+            grow_score,
+            counts[layer] - n_grow,
+            n_grow,
+            where=f" of layer {layer}",
+        )
 
     return _for_each_layer(redrawn, weights, grow_scores)
 
 
-def _redraw(weight: np.ndarray, drop_score: np.ndarray, surviving: np.ndarray, grow_score: Optional[np.ndarray], n_keep: int, n_grow: int, where: str) -> tuple[np.ndarray, np.ndarray]:
+def _redraw(
+    weight: np.ndarray,
+    drop_score: np.ndarray,
+    surviving: np.ndarray,
+    grow_score: Optional[np.ndarray],
+    n_keep: int,
+    n_grow: int,
+    where: str,
+) -> tuple[np.ndarray, np.ndarray]:
     weight = np.asarray(weight)
     surviving = np.asarray(surviving)
     if surviving.dtype != bool or surviving.shape != weight.shape:
-        raise ValueError(f"survivors{where} must be boolean of shape {weight.shape}, "
-                         f"got {surviving.dtype} of shape {surviving.shape}")
+        raise ValueError(
+            f"survivors{where} must be boolean of shape {weight.shape}, "
+            f"got {surviving.dtype} of shape {surviving.shape}"
+        )
     if n_keep < 0 or n_grow < 0 or n_keep + n_grow > weight.size:
         raise ValueError(f"cannot keep {n_keep} and grow {n_grow} of the {weight.size} weights{where}")
 
@@ -149,8 +172,7 @@ def _redraw(weight: np.ndarray, drop_score: np.ndarray, surviving: np.ndarray, g
     if n_grow > 0:
         if grow_score is None or np.shape(grow_score) != weight.shape:
             given = "None" if grow_score is None else f"shape {np.shape(grow_score)}"
-            raise ValueError(f"growing {n_grow} weights needs a gradient{where} of shape {weight.shape}, "
-                             f"got {given}")
+            raise ValueError(f"growing {n_grow} weights needs a gradient{where} of shape {weight.shape}, got {given}")
         score = finite_magnitude(grow_score, f"gradient{where}")
         score[active] = -1  # below every magnitude: a kept position is never grown as well
         active |= largest(score, n_grow)

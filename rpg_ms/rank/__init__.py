@@ -1,4 +1,5 @@
 """The adversarial rank term: what it is worth, and its exact gradient; and the rank that weights have."""
+
 from __future__ import annotations
 
 from rpg_ms.rank.cell import RankLoss

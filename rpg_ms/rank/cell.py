@@ -1,4 +1,5 @@
 """The rank term inside a MindSpore graph."""
+
 from __future__ import annotations
 
 import mindspore as ms
@@ -39,8 +40,9 @@ class RankLoss(nn.Cell):
         self.backend = backend
         self.svd_dtype = svd_dtype()
         # Such an operator takes one tensor and gives one: see `_host_terms`.
-        self.on_host = ops.Custom(self._on_host, func_type="pyfunc", out_shape=lambda shape: shape,
-                                  out_dtype=lambda dtype: dtype)
+        self.on_host = ops.Custom(
+            self._on_host, func_type="pyfunc", out_shape=lambda shape: shape, out_dtype=lambda dtype: dtype
+        )
 
     def construct(self, *weights: Tensor) -> Tensor:
         loss, _ = self.loss_and_ranks(weights)
@@ -99,7 +101,7 @@ class RankLoss(nn.Cell):
         terms, start = [], 0
         for weight in weights:
             end = start + 2 + weight.size
-            grad = answer[start + 2:end].reshape(weight.shape).astype(weight.dtype)
+            grad = answer[start + 2 : end].reshape(weight.shape).astype(weight.dtype)
             terms.append((answer[start].astype(weight.dtype), answer[start + 1].astype(ms.int32), grad))
             start = end
         return terms
@@ -110,7 +112,12 @@ class RankLoss(nn.Cell):
         while start < vector.size:
             rows, columns = int(vector[start]), int(vector[start + 1])
             end = start + 2 + rows * columns
-            weights.append(vector[start + 2:end].reshape(rows, columns))
+            weights.append(vector[start + 2 : end].reshape(rows, columns))
             start = end
-        return np.concatenate([part for loss, k, grad in rank_terms(weights, self.delta)
-                               for part in (np.array([loss, k], vector.dtype), grad.ravel())])
+        return np.concatenate(
+            [
+                part
+                for loss, k, grad in rank_terms(weights, self.delta)
+                for part in (np.array([loss, k], vector.dtype), grad.ravel())
+            ]
+        )

@@ -5,6 +5,7 @@ matrix sign comes from a Newton-Schulz iteration: quintic steps with the coeffic
 which raise small values fast, then cubic ones, which converge to one. The threshold at which the tail energy crosses
 `delta` is found by bisection of its logarithm. Everything is float32 and batched over matrices of equal size.
 """
+
 from __future__ import annotations
 
 import mindspore as ms

@@ -1,4 +1,5 @@
 """The rank that weight matrices have: what the rank term is there to keep high."""
+
 from __future__ import annotations
 
 from collections.abc import Iterable
@@ -48,7 +49,7 @@ def _rank_by_gram(matrix: np.ndarray, threshold: float) -> Optional[int]:
         The number, or None where an eigenvalue is too near the threshold, or the threshold too low.
     """
     rows, columns = matrix.shape
-    if not threshold ** 2 >= 20 * rows * columns * np.finfo(np.float64).eps:
+    if not threshold**2 >= 20 * rows * columns * np.finfo(np.float64).eps:
         return None
     matrix = matrix.astype(np.float64)
     if np.count_nonzero(matrix) < SPARSE * matrix.size:
@@ -62,11 +63,11 @@ def _rank_by_gram(matrix: np.ndarray, threshold: float) -> Optional[int]:
     # eigenvalue is above the largest sum of a row.
     largest = np.abs(gram).sum(1).max()
     try:
-        np.linalg.cholesky(gram - np.diag(np.full(rows, MARGIN * threshold ** 2 * largest)))
+        np.linalg.cholesky(gram - np.diag(np.full(rows, MARGIN * threshold**2 * largest)))
         return rows
     except np.linalg.LinAlgError:
         values = np.linalg.eigvalsh(gram)
-    limit = threshold ** 2 * values[-1]
+    limit = threshold**2 * values[-1]
     if np.any((values > limit / MARGIN) & (values < limit * MARGIN)):
         return None
     return int(np.count_nonzero(values > limit))

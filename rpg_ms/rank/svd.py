@@ -1,4 +1,5 @@
 """The rank term by `ops.svd`: the definition, as MindSpore operators."""
+
 from __future__ import annotations
 
 from typing import TypeVar
@@ -31,7 +32,7 @@ def svd_term(weight: Tensor, delta: float) -> tuple[Tensor, Tensor, Tensor]:
     energy = s * s
     tail_energy = ops.CumSum(False, True)(energy, 0)
     distance = ops.abs(tail_energy - delta)
-    tie = 4 * (2.0 ** -52 if matrix.dtype == ms.float64 else 2.0 ** -23)
+    tie = 4 * (2.0**-52 if matrix.dtype == ms.float64 else 2.0**-23)
     index = ops.arange(0, s.shape[0], dtype=ms.int32)
     closest = distance <= distance.min() + tie
     k = ops.select(ops.logical_and(closest, energy.sum() > 0), index, ops.zeros_like(index)).max()

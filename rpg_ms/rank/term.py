@@ -10,6 +10,7 @@ A kernel `W` is viewed as a matrix `C_out x (C_in/groups * kh * kw)` and normali
 The gradient is exact. A_k is the best approximation of rank k, so the loss is stationary in it at fixed k, and the
 second summand is the derivative of the normalisation.
 """
+
 from __future__ import annotations
 
 import logging
@@ -51,8 +52,9 @@ def rank_term(weight: np.ndarray | Tensor, delta: float, backend: str = "gram") 
     check_options(delta, backend)
     weight = weight.asnumpy() if isinstance(weight, Tensor) else np.asarray(weight)
     if weight.ndim < 2 or not np.issubdtype(weight.dtype, np.floating):
-        raise ValueError(f"weight: {weight.dtype} of shape {weight.shape}; "
-                         "wanted floating point, two or more dimensions")
+        raise ValueError(
+            f"weight: {weight.dtype} of shape {weight.shape}; wanted floating point, two or more dimensions"
+        )
     largest = np.abs(weight).max()
     if not np.isfinite(largest):
         return float("nan"), 0, np.full_like(weight, np.nan)
@@ -157,7 +159,7 @@ def _lapack_svd(matrix: np.ndarray, delta: float) -> tuple[float, int, np.ndarra
 
 
 def _matmul(matrix: np.ndarray, delta: float) -> tuple[float, int, np.ndarray]:
-    (loss, k, grad), = matmul_terms((Tensor(matrix.astype(np.float32)),), delta)
+    ((loss, k, grad),) = matmul_terms((Tensor(matrix.astype(np.float32)),), delta)
     return float(loss.asnumpy()), int(k.asnumpy()), grad.asnumpy()
 
 

@@ -1,4 +1,5 @@
 """What sparse networks look like: a page on one training run, or on several beside each other."""
+
 from __future__ import annotations
 
 import io

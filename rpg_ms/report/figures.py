@@ -1,4 +1,5 @@
 """The figures of a report, each a matplotlib Figure of its own; colours are Okabe and Ito's, and viridis."""
+
 from __future__ import annotations
 
 from collections import defaultdict
@@ -17,7 +18,14 @@ if TYPE_CHECKING:
     from rpg_ms.tasks import Figure as TaskFigure
 
 BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY, BLACK = (
-    "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
+    "#0072B2",
+    "#E69F00",
+    "#009E73",
+    "#D55E00",
+    "#CC79A7",
+    "#56B4E9",
+    "#000000",
+)
 SERIES = (BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY, BLACK)
 MARKERS = "osD^vPX*"  # one more than the colours, so that both together stay distinct for long
 GREY = "#8a8a8a"
@@ -34,8 +42,14 @@ def training(run: Run) -> Figure:
     measured.plot(*_series(run.evaluation, name), color=BLUE, marker="o", markersize=4, label="weights")
     averaged = [line for line in run.evaluation if isinstance(line.get(f"{name}_ema"), (int, float))]
     if averaged:
-        measured.plot(*_series(averaged, f"{name}_ema"), color=VERMILLION, marker="s", markersize=4,
-                      linestyle="--", label="their moving average")
+        measured.plot(
+            *_series(averaged, f"{name}_ema"),
+            color=VERMILLION,
+            marker="s",
+            markersize=4,
+            linestyle="--",
+            label="their moving average",
+        )
         measured.legend()
     measured.set_ylabel(run.figure.axis)
     alone = {"marker": "o"} if len(run.train) == 1 else {}  # a line of one point is not seen
@@ -69,10 +83,26 @@ def layers(run: Run) -> Figure:
     density.barh(rows, [100 * layer.density for layer in run.layers], color=BLUE, height=0.7)
     density.set_xlabel("density (%)")
     rank.hlines(rows, 0, 100, color=GREY, linewidth=0.6, alpha=0.5)
-    rank.plot([100 * layer.structural_share for layer in run.layers], rows, "o", color=ORANGE, markersize=8,
-              markerfacecolor="none", markeredgewidth=1.5, label="structural rank of the mask", clip_on=False)
-    rank.plot([100 * layer.numeric_share for layer in run.layers], rows, "D", color=BLUE, markersize=3.5,
-              label="numeric rank of the weights", clip_on=False)
+    rank.plot(
+        [100 * layer.structural_share for layer in run.layers],
+        rows,
+        "o",
+        color=ORANGE,
+        markersize=8,
+        markerfacecolor="none",
+        markeredgewidth=1.5,
+        label="structural rank of the mask",
+        clip_on=False,
+    )
+    rank.plot(
+        [100 * layer.numeric_share for layer in run.layers],
+        rows,
+        "D",
+        color=BLUE,
+        markersize=3.5,
+        label="numeric rank of the weights",
+        clip_on=False,
+    )
     rank.set_xlim(0, 100)
     rank.set_xlabel("rank (% of full rank)")
     shares = [100 * layer.dead_filters / layer.filters for layer in run.layers]
@@ -89,13 +119,24 @@ def cost(run: Run) -> Figure:
     """Per layer, before and after: weights and multiply-adds, on logarithmic axes."""
     figure, panels = _rows(run.layers, 2, (1, 1))
     rows = np.arange(len(run.layers))
-    for axes, dense, sparse, label in ((panels[0], "weights", "nonzero", "weights"),
-                                       (panels[1], "dense_flops", "flops", "multiply-adds for one image")):
+    for axes, dense, sparse, label in (
+        (panels[0], "weights", "nonzero", "weights"),
+        (panels[1], "dense_flops", "flops", "multiply-adds for one image"),
+    ):
         before = [getattr(layer, dense) for layer in run.layers]
         after = [getattr(layer, sparse) for layer in run.layers]
         axes.hlines(rows, after, before, color=GREY, linewidth=1)
-        axes.plot(before, rows, "o", color=ORANGE, markersize=7, markerfacecolor="white", markeredgewidth=1.5,
-                  label="dense", clip_on=False)
+        axes.plot(
+            before,
+            rows,
+            "o",
+            color=ORANGE,
+            markersize=7,
+            markerfacecolor="white",
+            markeredgewidth=1.5,
+            label="dense",
+            clip_on=False,
+        )
         axes.plot(after, rows, "D", color=BLUE, markersize=4, label="non-zeros", clip_on=False)
         axes.set_xscale("symlog", linthresh=1)  # logarithmic, with room for a 0
         lowest = 10 ** np.floor(np.log10(min(after))) if min(after) > 0 else 0
@@ -119,8 +160,9 @@ def rank_k(run: Run) -> Figure:
     _name_rows(axes, [f"{_short(layer.name)}  ({layer.full_rank})" for layer in members])
     axes.set_ylabel("layer (full rank)")
     axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
-    axes.xaxis.set_major_formatter(FuncFormatter(
-        lambda place, _: str(updates[round(place)]["step"]) if 0 <= round(place) < len(updates) else ""))
+    axes.xaxis.set_major_formatter(
+        FuncFormatter(lambda place, _: str(updates[round(place)]["step"]) if 0 <= round(place) < len(updates) else "")
+    )
     axes.set_xlabel("step of the topology update")
     figure.colorbar(image, ax=axes, label="k (% of full rank)", pad=0.01)
     return figure
@@ -180,7 +222,9 @@ def _name_rows(axes: Axes, names: Sequence[str]) -> None:
     axes.set_ylim(len(names) - 0.5, -0.5)  # the first layer on top
 
 
-def _against_sparsity(axes: Axes, groups: Mapping[tuple[str, float], Sequence[Run]], value: Callable[[Run], float]) -> None:
+def _against_sparsity(
+    axes: Axes, groups: Mapping[tuple[str, float], Sequence[Run]], value: Callable[[Run], float]
+) -> None:
     """A line a label through the means over its runs, with standard deviations where there are several.
 
     Runs without any sparsity are what the others are measured against: a horizontal line.
@@ -200,9 +244,18 @@ def _against_sparsity(axes: Axes, groups: Mapping[tuple[str, float], Sequence[Ru
     for i, label in enumerate(labels):
         shift = min(0.05, 0.25 / len(labels)) * gap * (i - (len(labels) - 1) / 2)
         x, means, errors = np.transpose(lines[label])
-        axes.errorbar(x + shift, means, errors, color=SERIES[i % len(SERIES)],
-                      marker=MARKERS[i % len(MARKERS)], markersize=6, capsize=3, linewidth=1.2,
-                      linestyle="-" if i < len(SERIES) else ":", label=_plain(label))
+        axes.errorbar(
+            x + shift,
+            means,
+            errors,
+            color=SERIES[i % len(SERIES)],
+            marker=MARKERS[i % len(MARKERS)],
+            markersize=6,
+            capsize=3,
+            linewidth=1.2,
+            linestyle="-" if i < len(SERIES) else ":",
+            label=_plain(label),
+        )
     ticks = _apart(places)
     axes.set_xticks([places[sparsity] for sparsity in ticks], [f"{sparsity:g}" for sparsity in ticks])
     axes.margins(x=0.08)
@@ -223,7 +276,7 @@ def _apart(places: Mapping[float, float], least: float = 0.1) -> list[float]:
 def _short(name: str) -> str:
     """A layer's name, its middle left out where it is very long."""
     half = LONGEST_NAME // 2
-    return name if len(name) <= LONGEST_NAME else f"{name[:half - 1]}…{name[-half:]}"
+    return name if len(name) <= LONGEST_NAME else f"{name[: half - 1]}…{name[-half:]}"
 
 
 def _plain(text: str) -> str:

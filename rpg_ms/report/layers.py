@@ -1,4 +1,5 @@
 """Dead filters of a sparse layer."""
+
 from __future__ import annotations
 
 import numpy as np

@@ -1,4 +1,5 @@
 """The HTML page of a report: one file, figures inside, no scripts."""
+
 from __future__ import annotations
 
 import base64
@@ -39,7 +40,8 @@ DEFINITIONS = (
     "float32. The structural rank is the largest rank that any weights on the mask can have. A filter is "
     "dead when all weights of its output channel are zero. Non-zeros are the weights that the mask keeps. "
     "FLOPs are counted as multiply-adds, a multiplication with its addition being one, for one image and "
-    "of convolution and dense layers only.")
+    "of convolution and dense layers only."
+)
 
 OF_A_SEED = (*FREE_ON_RESUME, "seed", "device_target")  # keys in which seeds of one experiment may differ
 
@@ -58,21 +60,33 @@ def page_of_run(run: Run) -> tuple[str, list[Union[str, Picture]]]:
     config = run.config
     title = f"{run.label}: {config.model.name} on {config.data.name}, {run.sparsity:g} % sparse"
     return title, [
-        _state(run), _facts(run),
-        Picture("training", figures.training(run),
-                f"{_capital(run.figure.label)}, training loss, density of the prunable weights (logarithmic) and "
-                "learning rate over the steps."),
+        _state(run),
+        _facts(run),
+        Picture(
+            "training",
+            figures.training(run),
+            f"{_capital(run.figure.label)}, training loss, density of the prunable weights (logarithmic) and "
+            "learning rate over the steps.",
+        ),
         "<h2>Layers</h2>",
-        Picture("layers", figures.layers(run),
-                "Per layer, from the network's input at the top to its output: density, numeric and "
-                "structural rank in percent of the full rank, dead filters in percent of the filters."),
-        "<h2>The rank term</h2>", _rank_term(run),
+        Picture(
+            "layers",
+            figures.layers(run),
+            "Per layer, from the network's input at the top to its output: density, numeric and "
+            "structural rank in percent of the full rank, dead filters in percent of the filters.",
+        ),
+        "<h2>The rank term</h2>",
+        _rank_term(run),
         "<h2>Parameters and FLOPs, before and after</h2>",
-        Picture("cost", figures.cost(run),
-                "Weights and multiply-adds of each layer for one image, dense and of the non-zeros "
-                "(logarithmic)."),
-        _layer_table(run), _note(DEFINITIONS),
-        f"<details><summary>Configuration</summary><pre>{escape(dump_config(config))}</pre></details>"]
+        Picture(
+            "cost",
+            figures.cost(run),
+            "Weights and multiply-adds of each layer for one image, dense and of the non-zeros (logarithmic).",
+        ),
+        _layer_table(run),
+        _note(DEFINITIONS),
+        f"<details><summary>Configuration</summary><pre>{escape(dump_config(config))}</pre></details>",
+    ]
 
 
 def page_of_runs(runs: Sequence[Run]) -> tuple[str, list[Union[str, Picture]]]:
@@ -81,32 +95,48 @@ def page_of_runs(runs: Sequence[Run]) -> tuple[str, list[Union[str, Picture]]]:
     kinds = list(dict.fromkeys(f"{run.config.model.name} on {run.config.data.name}" for run in runs))
     parts = []
     if len(kinds) > 1:
-        parts.append(_warning("These runs are not of one network and dataset, so their figures do not "
-                              f"compare: {', '.join(kinds)}."))
+        parts.append(
+            _warning(
+                f"These runs are not of one network and dataset, so their figures do not compare: {', '.join(kinds)}."
+            )
+        )
     for (label, sparsity), members in groups.items():
         keys = {key for run in members[1:] for key in changed_keys(members[0].config, run.config)}
         if keys - set(OF_A_SEED):
-            parts.append(_warning(f"The runs of {label} at {sparsity:g} % count as seeds of one experiment, "
-                                  f"but differ in {', '.join(sorted(keys - set(OF_A_SEED)))}."))
+            parts.append(
+                _warning(
+                    f"The runs of {label} at {sparsity:g} % count as seeds of one experiment, "
+                    f"but differ in {', '.join(sorted(keys - set(OF_A_SEED)))}."
+                )
+            )
     unfinished = sum(run.summary is None for run in runs)
     if unfinished:
-        parts.append(_warning(f"Unfinished: {unfinished} of {len(runs)} runs, listed below, but left out of "
-                              "figures and means."))
+        parts.append(
+            _warning(f"Unfinished: {unfinished} of {len(runs)} runs, listed below, but left out of figures and means.")
+        )
     if groups:
         parts += [
-            Picture("accuracy", figures.figure_by_sparsity(groups, runs[0].figure),
-                    f"{_capital(runs[0].figure.label)} at the end of training against sparsity. Points are means over "
-                    "seeds, bars one standard deviation (n − 1); a point without a bar is a single run. The "
-                    "axis is logarithmic in the density; methods are set apart a little so that they do "
-                    "not cover each other."),
-            Picture("rank", figures.rank_by_sparsity(groups),
-                    "Numeric rank of the weights and structural rank of the masks, each divided by the "
-                    "full rank and averaged over the layers, against sparsity; points and bars as above.")]
+            Picture(
+                "accuracy",
+                figures.figure_by_sparsity(groups, runs[0].figure),
+                f"{_capital(runs[0].figure.label)} at the end of training against sparsity. Points are means over "
+                "seeds, bars one standard deviation (n − 1); a point without a bar is a single run. The "
+                "axis is logarithmic in the density; methods are set apart a little so that they do "
+                "not cover each other.",
+            ),
+            Picture(
+                "rank",
+                figures.rank_by_sparsity(groups),
+                "Numeric rank of the weights and structural rank of the masks, each divided by the "
+                "full rank and averaged over the layers, against sparsity; points and bars as above.",
+            ),
+        ]
     parts += ["<h2>Methods</h2>", _method_table(groups, runs[0].figure), "<h2>Runs</h2>", _run_table(runs)]
     for run in runs:
         name = f"{run.label}, {run.sparsity:g} %, seed {run.config.seed}: {run.folder}"
-        parts.append(f"<details><summary>{escape(name)}</summary>{_state(run)}{_facts(run)}"
-                     f"{_layer_table(run)}</details>")
+        parts.append(
+            f"<details><summary>{escape(name)}</summary>{_state(run)}{_facts(run)}{_layer_table(run)}</details>"
+        )
     return f"{len(runs)} runs: {', '.join(kinds)}", [*parts, _note(DEFINITIONS)]
 
 
@@ -132,8 +162,10 @@ def render(title: str, parts: Sequence[Union[str, Picture]], png: Mapping[str, b
 def _figure(picture: Picture, png: bytes) -> str:
     source = base64.b64encode(png).decode("ascii")
     caption = escape(picture.caption)
-    return (f'<figure id="{picture.name}"><img src="data:image/png;base64,{source}" alt="{caption}">'
-            f"<figcaption>{caption}</figcaption></figure>")
+    return (
+        f'<figure id="{picture.name}"><img src="data:image/png;base64,{source}" alt="{caption}">'
+        f"<figcaption>{caption}</figcaption></figure>"
+    )
 
 
 def _state(run: Run) -> str:
@@ -147,29 +179,40 @@ def _facts(run: Run) -> str:
     rank, count = run.config.rank, len(run.layers)
     by_weights = sum(layer.numeric_share < 1 for layer in run.layers)
     by_masks = sum(layer.structural_share < 1 for layer in run.layers)
-    return _table([
-        (_capital(run.figure.label), "–" if run.measured is None else f"{run.measured:.2f} {run.figure.unit}"),
-        ("Weights kept", _part(run.total("nonzero"), run.total("weights"))),
-        ("Multiply-adds for one image", _part(run.total("flops") + run.other_flops,
-                                             run.total("dense_flops") + run.other_flops)),
-        ("Dead filters", _part(run.total("dead_filters"), run.total("filters"))),
-        ("Layers below full rank", f"{by_weights} of {count} by their weights, {by_masks} by their masks"),
-        ("Rank term", f"λ = {rank.lambda_:g}, δ = {rank.delta:g}, on every {rank.every}" if rank.lambda_
-         else "none"),
-        ("Seed", run.config.seed),
-        ("Folder", run.folder),
-    ])
+    return _table(
+        [
+            (_capital(run.figure.label), "–" if run.measured is None else f"{run.measured:.2f} {run.figure.unit}"),
+            ("Weights kept", _part(run.total("nonzero"), run.total("weights"))),
+            (
+                "Multiply-adds for one image",
+                _part(run.total("flops") + run.other_flops, run.total("dense_flops") + run.other_flops),
+            ),
+            ("Dead filters", _part(run.total("dead_filters"), run.total("filters"))),
+            ("Layers below full rank", f"{by_weights} of {count} by their weights, {by_masks} by their masks"),
+            (
+                "Rank term",
+                f"λ = {rank.lambda_:g}, δ = {rank.delta:g}, on every {rank.every}" if rank.lambda_ else "none",
+            ),
+            ("Seed", run.config.seed),
+            ("Folder", run.folder),
+        ]
+    )
 
 
 def _rank_term(run: Run) -> Union[str, Picture]:
     if run.rank_updates:
         return Picture(
-            "rank_k", figures.rank_k(run),
+            "rank_k",
+            figures.rank_k(run),
             "k at each topology update, in percent of the full rank: how many singular values of a layer "
             "the rank term keeps, so that the energy of the others is nearest to δ = "
-            f"{run.config.rank.delta:g}.")
-    why = "no topology update has computed the rank term" if run.config.rank.lambda_ \
+            f"{run.config.rank.delta:g}.",
+        )
+    why = (
+        "no topology update has computed the rank term"
+        if run.config.rank.lambda_
         else "the run had no rank term (rank.lambda is 0)"
+    )
     return f"<p>There is no figure of k over the updates: {why}.</p>"
 
 
@@ -177,20 +220,55 @@ def _layer_table(run: Run) -> str:
     members = [layer.name for layer in run.layers if layer.in_rank_term]
     updates = [line["ranks"] for line in run.rank_updates if line["step"] <= run.step]
     last_k = dict(zip(members, updates[-1])) if updates else {}
-    head = ["layer", "shape", "weights", "non-zeros", "density (%)", "multiply-adds, dense",
-            "multiply-adds, non-zeros", "full rank", "structural rank", "numeric rank", "last k",
-            "dead filters"]
-    rows = [[layer.name, " × ".join(map(str, layer.shape)), *_before_and_after(layer.weights, layer.nonzero),
-             f"{layer.dense_flops:,}", f"{layer.flops:,}", layer.full_rank, layer.structural_rank,
-             layer.numeric_rank, last_k.get(layer.name, "–"), f"{layer.dead_filters} of {layer.filters}"]
-            for layer in run.layers]
+    head = [
+        "layer",
+        "shape",
+        "weights",
+        "non-zeros",
+        "density (%)",
+        "multiply-adds, dense",
+        "multiply-adds, non-zeros",
+        "full rank",
+        "structural rank",
+        "numeric rank",
+        "last k",
+        "dead filters",
+    ]
+    rows = [
+        [
+            layer.name,
+            " × ".join(map(str, layer.shape)),
+            *_before_and_after(layer.weights, layer.nonzero),
+            f"{layer.dense_flops:,}",
+            f"{layer.flops:,}",
+            layer.full_rank,
+            layer.structural_rank,
+            layer.numeric_rank,
+            last_k.get(layer.name, "–"),
+            f"{layer.dead_filters} of {layer.filters}",
+        ]
+        for layer in run.layers
+    ]
     weights, nonzero, others = run.total("weights"), run.total("nonzero"), run.other_parameters
     blank = [""] * 5
-    foot = [["prunable weights", "", *_before_and_after(weights, nonzero), f"{run.total('dense_flops'):,}",
-             f"{run.total('flops'):,}", *blank],
-            ["biases, norms and others", "", *_before_and_after(others, others), *[f"{run.other_flops:,}"] * 2, *blank],
-            ["all parameters", "", *_before_and_after(weights + others, nonzero + others),
-             *[f"{run.total(name) + run.other_flops:,}" for name in ("dense_flops", "flops")], *blank]]
+    foot = [
+        [
+            "prunable weights",
+            "",
+            *_before_and_after(weights, nonzero),
+            f"{run.total('dense_flops'):,}",
+            f"{run.total('flops'):,}",
+            *blank,
+        ],
+        ["biases, norms and others", "", *_before_and_after(others, others), *[f"{run.other_flops:,}"] * 2, *blank],
+        [
+            "all parameters",
+            "",
+            *_before_and_after(weights + others, nonzero + others),
+            *[f"{run.total(name) + run.other_flops:,}" for name in ("dense_flops", "flops")],
+            *blank,
+        ],
+    ]
     return _table(rows, head, foot)
 
 
@@ -201,23 +279,50 @@ def _method_table(groups: Mapping[tuple[str, float], Sequence[Run]], figure: Fig
     for (label, sparsity), members in sorted(groups.items(), key=lambda group: group[0][1]):
         values = [run.measured for run in members]
         kept = [run.total("nonzero") for run in members]
-        rows.append([
-            label, f"{sparsity:g}", f"{len(members)} ({', '.join(str(run.config.seed) for run in members)})",
-            f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else ""),
-            " to ".join(f"{count:,}" for count in sorted({min(kept), max(kept)})),
-            f"{100 * mean(run.mean('numeric_share') for run in members):.1f}",
-            f"{100 * mean(run.mean('structural_share') for run in members):.1f}",
-            f"{mean(run.seconds for run in members) / 60:.1f}"])
-    return _table(rows, ["method", "sparsity (%)", "seeds", f"{figure.axis}, mean ± std", "non-zeros",
-                         "numeric rank (% of full, mean over layers)",
-                         "structural rank (% of full, mean over layers)", "minutes a run"])
+        rows.append(
+            [
+                label,
+                f"{sparsity:g}",
+                f"{len(members)} ({', '.join(str(run.config.seed) for run in members)})",
+                f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else ""),
+                " to ".join(f"{count:,}" for count in sorted({min(kept), max(kept)})),
+                f"{100 * mean(run.mean('numeric_share') for run in members):.1f}",
+                f"{100 * mean(run.mean('structural_share') for run in members):.1f}",
+                f"{mean(run.seconds for run in members) / 60:.1f}",
+            ]
+        )
+    return _table(
+        rows,
+        [
+            "method",
+            "sparsity (%)",
+            "seeds",
+            f"{figure.axis}, mean ± std",
+            "non-zeros",
+            "numeric rank (% of full, mean over layers)",
+            "structural rank (% of full, mean over layers)",
+            "minutes a run",
+        ],
+    )
 
 
 def _run_table(runs: Sequence[Run]) -> str:
-    rows = [[run.label, f"{run.sparsity:g}", run.config.seed, "–" if run.measured is None else f"{run.measured:.2f}",
-             f"{run.total('nonzero'):,}", f"{run.seconds / 60:.1f}", run.state, run.folder] for run in runs]
-    return _table(rows, ["method", "sparsity (%)", "seed", runs[0].figure.axis, "non-zeros", "minutes", "state",
-                         "folder"])
+    rows = [
+        [
+            run.label,
+            f"{run.sparsity:g}",
+            run.config.seed,
+            "–" if run.measured is None else f"{run.measured:.2f}",
+            f"{run.total('nonzero'):,}",
+            f"{run.seconds / 60:.1f}",
+            run.state,
+            run.folder,
+        ]
+        for run in runs
+    ]
+    return _table(
+        rows, ["method", "sparsity (%)", "seed", runs[0].figure.axis, "non-zeros", "minutes", "state", "folder"]
+    )
 
 
 def _capital(text: str) -> str:
@@ -235,8 +340,10 @@ def _part(part: int, whole: int) -> str:
 
 def _table(rows: Iterable[Sequence[Any]], head: Sequence[str] = (), foot: Sequence[Sequence[Any]] = ()) -> str:
     def lines(rows: Iterable[Sequence[Any]], tag: str) -> str:
-        return "\n".join("<tr>" + "".join(f"<{tag}>{escape(str(cell))}</{tag}>" for cell in row) + "</tr>"
-                         for row in rows)
+        return "\n".join(
+            "<tr>" + "".join(f"<{tag}>{escape(str(cell))}</{tag}>" for cell in row) + "</tr>" for row in rows
+        )
+
     parts = [f"<thead>{lines([head], 'th')}</thead>"] if head else []
     parts.append(f"<tbody>{lines(rows, 'td')}</tbody>")
     if foot:

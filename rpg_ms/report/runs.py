@@ -1,4 +1,5 @@
 """Runs as plain numbers: what was logged, and what the newest checkpoint looks like layer by layer."""
+
 from __future__ import annotations
 
 import os
@@ -121,8 +122,11 @@ class Run:
     @property
     def state(self) -> str:
         """What the run has come to, for a reader."""
-        return f"finished, {self.step} steps" if self.summary is not None \
+        return (
+            f"finished, {self.step} steps"
+            if self.summary is not None
             else f"unfinished at step {self.step} of {self.total_steps}"
+        )
 
     @property
     def rank_updates(self) -> list[dict[str, Any]]:
@@ -145,8 +149,9 @@ def load_run(folder: Union[str, os.PathLike], label: Optional[str] = None) -> Ru
     """
     folder = Path(folder)
     if not (folder / "config.yaml").is_file():
-        raise UserError(f"{folder}: not the folder of a run: "
-                        f"{'it has no config.yaml' if folder.is_dir() else 'no such folder'}")
+        raise UserError(
+            f"{folder}: not the folder of a run: {'it has no config.yaml' if folder.is_dir() else 'no such folder'}"
+        )
     config = load_config(folder / "config.yaml")
     if not (folder / "last.ckpt").exists():
         why = "has no checkpoint yet" if (folder / "metrics.jsonl").exists() else "was not started"
@@ -157,11 +162,23 @@ def load_run(folder: Union[str, os.PathLike], label: Optional[str] = None) -> Ru
     in_rank_term = sum(layer.in_rank_term for layer in layers)
     for line in records["topology"]:
         if len(line["ranks"]) not in (0, in_rank_term) or not all(type(k) is int for k in line["ranks"]):
-            raise UserError(f"{folder / 'metrics.jsonl'}: step {line['step']}: ranks is not a list of "
-                            f"{in_rank_term} integers, one a layer of the rank term")
-    return Run(label if label is not None else config.pruning.method, folder, config, summary, state["step"],
-               state["total_steps"], state["seconds"], *(tuple(records[event]) for event in RECORDS), layers,
-               *others, input_shape)
+            raise UserError(
+                f"{folder / 'metrics.jsonl'}: step {line['step']}: ranks is not a list of "
+                f"{in_rank_term} integers, one a layer of the rank term"
+            )
+    return Run(
+        label if label is not None else config.pruning.method,
+        folder,
+        config,
+        summary,
+        state["step"],
+        state["total_steps"],
+        state["seconds"],
+        *(tuple(records[event]) for event in RECORDS),
+        layers,
+        *others,
+        input_shape,
+    )
 
 
 def _read_metrics(path: Path, figure: str) -> dict[str, list[dict[str, Any]]]:
@@ -204,8 +221,10 @@ def _read_checkpoint(path: Path, config: Config) -> tuple[dict[str, Any], tuple[
         raise UserError(f"{path}: not a checkpoint of a training run")
     cells = {id(cell.weight): cell for _, cell in network.cells_and_names() if hasattr(cell, "weight")}
     flops, other_flops = layer_flops(network, sparsified, task.input_shape)
-    layers = tuple(_layer(layer, cells[id(layer.weight)], config.rank.include_dense, *costs)
-                   for layer, costs in with_bar(list(zip(sparsified.layers, flops))))
+    layers = tuple(
+        _layer(layer, cells[id(layer.weight)], config.rank.include_dense, *costs)
+        for layer, costs in with_bar(list(zip(sparsified.layers, flops)))
+    )
     return state, layers, parameter_count(network) - sparsified.prunable, other_flops, task.input_shape
 
 
@@ -216,10 +235,19 @@ def _layer(layer: MaskedLayer, cell: nn.Cell, rank_takes_dense: bool, dense_flop
     groups = getattr(cell, "group", getattr(cell, "groups", 1))  # as nn's and as mint's layers call it
     dead, filters = dead_filters(weight, isinstance(cell, TRANSPOSED), groups)
     return Layer(
-        name=layer.name, shape=weight.shape, in_rank_term=rank_takes_dense or layer.kind == "conv",
-        weights=weight.size, nonzero=int(mask.sum()), full_rank=full_rank(weight),
-        structural_rank=structural_rank(mask), numeric_rank=numeric_rank(weight), filters=filters,
-        dead_filters=dead, dense_flops=dense_flops, flops=flops)
+        name=layer.name,
+        shape=weight.shape,
+        in_rank_term=rank_takes_dense or layer.kind == "conv",
+        weights=weight.size,
+        nonzero=int(mask.sum()),
+        full_rank=full_rank(weight),
+        structural_rank=structural_rank(mask),
+        numeric_rank=numeric_rank(weight),
+        filters=filters,
+        dead_filters=dead,
+        dense_flops=dense_flops,
+        flops=flops,
+    )
 
 
 def by_label_and_sparsity(runs: Iterable[Run]) -> dict[tuple[str, float], list[Run]]:

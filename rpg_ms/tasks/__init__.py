@@ -2,6 +2,7 @@
 
 Importing this needs no MindSpore: reports and comparisons only ask which figures a task has.
 """
+
 from __future__ import annotations
 
 import importlib
@@ -54,8 +55,9 @@ class TaskRow:
 
 
 TASKS: dict[str, TaskRow] = {
-    "classification": TaskRow("rpg_ms.tasks.classification:Classification",
-                              (Figure("top1", "%", "top-1 accuracy", "top-1 准确率"),)),
+    "classification": TaskRow(
+        "rpg_ms.tasks.classification:Classification", (Figure("top1", "%", "top-1 accuracy", "top-1 准确率"),)
+    )
 }
 
 

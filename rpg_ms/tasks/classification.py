@@ -1,4 +1,5 @@
 """Image classification."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
@@ -48,16 +49,19 @@ class Classification:
             return
         self.classes = config.model.num_classes or self.dataset.classes
         if self.classes < self.dataset.classes:
-            raise UserError(f"model.num_classes: {self.classes} is less than the {self.dataset.classes} classes of "
-                            f"{config.data.name}")
+            raise UserError(
+                f"model.num_classes: {self.classes} is less than the {self.dataset.classes} classes of "
+                f"{config.data.name}"
+            )
         self.steps_per_epoch = len(self.dataset.train) // (config.train.batch_size * world.size)
         if self.steps_per_epoch < 1:
             across = f" on each of {world.size} ranks" if world.size > 1 else ""
-            raise UserError(f"train.batch_size: {config.train.batch_size}{across} is more than the "
-                            f"{len(self.dataset.train)} training images of {config.data.name}")
+            raise UserError(
+                f"train.batch_size: {config.train.batch_size}{across} is more than the "
+                f"{len(self.dataset.train)} training images of {config.data.name}"
+            )
         if (config.train.mixup or config.train.cutmix) and config.train.batch_size % 2:
-            raise UserError(f"train.batch_size: {config.train.batch_size} is odd, which mixup and cutmix "
-                            "cannot mix")
+            raise UserError(f"train.batch_size: {config.train.batch_size} is odd, which mixup and cutmix cannot mix")
 
     @cached_property
     def dataset(self) -> ImageDataset:
@@ -84,18 +88,29 @@ class Classification:
             returned = try_image(network, self.input_shape)
         except Exception as error:  # of any kind, from anybody's network
             size = " x ".join(str(n) for n in self.input_shape)
-            raise UserError(f"model.name: {name} cannot take images of {size} (data.name: {data}): "
-                            f"{reason(error)[:300]}") from None
+            raise UserError(
+                f"model.name: {name} cannot take images of {size} (data.name: {data}): {reason(error)[:300]}"
+            ) from None
         shape = tuple(returned.shape) if isinstance(returned, ms.Tensor) else type(returned).__name__
         if shape != (1, self.classes):
-            raise UserError(f"model.name: {name} returns {shape} for one image of {data}, not (1, {self.classes}), a number "
-                            "for each class")
+            raise UserError(
+                f"model.name: {name} returns {shape} for one image of {data}, not (1, {self.classes}), a number "
+                "for each class"
+            )
 
     def train_batches(self, first_step: int, last_step: int) -> Iterator[Batch]:
         """This process's batches of steps `first_step + 1 .. last_step`: "image" and "label"."""
         batch_size = self.config.train.batch_size
-        samples = TrainSamples(self.dataset.train, self.dataset.train_transform, batch_size, self.config.seed,
-                               first_step, last_step, self.world.rank, self.world.size)
+        samples = TrainSamples(
+            self.dataset.train,
+            self.dataset.train_transform,
+            batch_size,
+            self.config.seed,
+            first_step,
+            last_step,
+            self.world.rank,
+            self.world.size,
+        )
         return batches(samples, batch_size, self.config.data.workers, self._mix(first_step))
 
     def zero_batch(self, batch_size: int) -> dict[str, np.ndarray]:
@@ -127,8 +142,14 @@ class Classification:
     def test_batches(self) -> Iterator[Batch]:
         """This process's share of the test images, each once; labels of padding are -1."""
         batch_size = self._test_batch_size()
-        samples = EvalSamples(self.dataset.test, self.dataset.test_transform, batch_size, {"label": np.int32(-1)},
-                              self.world.rank, self.world.size)
+        samples = EvalSamples(
+            self.dataset.test,
+            self.dataset.test_transform,
+            batch_size,
+            {"label": np.int32(-1)},
+            self.world.rank,
+            self.world.size,
+        )
         return batches(samples, batch_size, self.config.data.workers)
 
     def _test_batch_size(self) -> int:
@@ -185,15 +206,25 @@ class Classification:
 
     def about(self) -> dict[str, Any]:
         """What the network is, as plain values."""
-        return {"task": self.config.task, "model": self.config.model.name, "num_classes": self.classes,
-                "input_shape": list(self.input_shape)}
+        return {
+            "task": self.config.task,
+            "model": self.config.model.name,
+            "num_classes": self.classes,
+            "input_shape": list(self.input_shape),
+        }
 
     def usage(self, normalize_input: bool) -> dict[str, Any]:
         """Model, classes and how images are normalised, as plain values."""
         dataset = self.dataset
-        return {"model": self.config.model.name, "input_layout": "NCHW", "input_dtype": "float32",
-                "input_values": "pixels, 0 to 255" if normalize_input else "(pixels / 255 - mean) / std",
-                "mean": list(dataset.mean), "std": list(dataset.std), "classes": self.classes}
+        return {
+            "model": self.config.model.name,
+            "input_layout": "NCHW",
+            "input_dtype": "float32",
+            "input_values": "pixels, 0 to 255" if normalize_input else "(pixels / 255 - mean) / std",
+            "mean": list(dataset.mean),
+            "std": list(dataset.std),
+            "classes": self.classes,
+        }
 
     def names(self) -> dict[str, Any]:
         """The classes' names."""
@@ -204,8 +235,9 @@ def _width_of_classifier(weights: str) -> int:
     """How many classes the network in a checkpoint tells apart: its classifier comes last."""
     from rpg_ms.weights import read_weights
 
-    widths = [len(weight) for name, weight in read_weights(weights).items()
-              if name.endswith("weight") and weight.ndim >= 2]
+    widths = [
+        len(weight) for name, weight in read_weights(weights).items() if name.endswith("weight") and weight.ndim >= 2
+    ]
     return widths[-1] if widths else 1
 
 
@@ -232,7 +264,9 @@ class _CountCorrect(nn.Cell):
 class _Deployed(nn.Cell):
     """A network as it is exported: images in, logits or probabilities out."""
 
-    def __init__(self, network: nn.Cell, normalisation: Optional[tuple[Sequence[float], Sequence[float]]], softmax: bool) -> None:
+    def __init__(
+        self, network: nn.Cell, normalisation: Optional[tuple[Sequence[float], Sequence[float]]], softmax: bool
+    ) -> None:
         super().__init__(auto_prefix=False)  # the Parameters keep their names
         self.network = network
         self.normalize_input = normalisation is not None

@@ -1,4 +1,5 @@
 """What the rest of the package asks a task."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator

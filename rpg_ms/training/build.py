@@ -1,4 +1,5 @@
 """From the configuration to the objects of a training run."""
+
 from __future__ import annotations
 
 import atexit
@@ -36,7 +37,9 @@ if TYPE_CHECKING:
 MOST_STEPS = 10_000_000  # whose rates, which MindSpore's optimizers want in a list, take 5 s and 1 GB
 
 
-def build_network(config: Config, task: Task, pretrained: Optional[str] = None, mixed_precision: bool = True) -> tuple[nn.Cell, Sparsified]:
+def build_network(
+    config: Config, task: Task, pretrained: Optional[str] = None, mixed_precision: bool = True
+) -> tuple[nn.Cell, Sparsified]:
     """The network of a configuration with its masks: `(network, Sparsified)`.
 
     Masks are all ones, unless `pretrained`, a file of weights to start from, holds a pruned network.
@@ -58,8 +61,15 @@ def build_network(config: Config, task: Task, pretrained: Optional[str] = None, 
         raise UserError(f"model.name: {model.name}: {error}") from None
     if pretrained is not None:
         try:
-            load_weights(pretrained, network, sparsified, model.pretrained_allow, model.pretrained_entry,
-                         model.pretrained_prefix, "model.pretrained_{}")
+            load_weights(
+                pretrained,
+                network,
+                sparsified,
+                model.pretrained_allow,
+                model.pretrained_entry,
+                model.pretrained_prefix,
+                "model.pretrained_{}",
+            )
         except UserError as error:
             raise UserError(f"model.pretrained: {error}") from None
     if mixed_precision and config.train.amp_level != "O0":
@@ -88,12 +98,15 @@ def learning_rates(config: Config, steps_per_epoch: int) -> list[float]:
     schedule, peak = config.schedule, config.optimizer.lr
     total = config.train.epochs * steps_per_epoch
     if total > MOST_STEPS:
-        raise UserError(f"train.epochs: {config.train.epochs} epochs of {steps_per_epoch} steps are {total} steps, "
-                        f"more than {MOST_STEPS}")
+        raise UserError(
+            f"train.epochs: {config.train.epochs} epochs of {steps_per_epoch} steps are {total} steps, "
+            f"more than {MOST_STEPS}"
+        )
     warmup = round(schedule.warmup_epochs * steps_per_epoch)
     if warmup >= total:
-        raise UserError(f"schedule.warmup_epochs: {schedule.warmup_epochs} is not less than train.epochs: "
-                        f"{config.train.epochs}")
+        raise UserError(
+            f"schedule.warmup_epochs: {schedule.warmup_epochs} is not less than train.epochs: {config.train.epochs}"
+        )
     # mindcv counts in epochs; with one step to an "epoch" its schedules change at every step.
     rates = [peak * (step + 1) / (warmup + 1) for step in range(warmup)]
     rest = {"lr": peak, "steps_per_epoch": 1, "epochs": total - warmup}
@@ -112,10 +125,15 @@ def build_optimizer(config: OptimizerConfig, parameters: Sequence[Parameter], ra
     Unless `decay_norm_and_bias`, only what is called `weight` and has two or more dimensions decays: no scale of a norm
     (`mint` calls it `weight`, `nn` gamma), no bias or table of biases, no token or position embedding.
     """
-    decays = {parameter.name: config.decay_norm_and_bias or (
-        parameter.ndim > 1 and parameter.name.rpartition(".")[2] == "weight") for parameter in parameters}
-    groups = [([p for p in parameters if decays[p.name]], config.weight_decay),
-              ([p for p in parameters if not decays[p.name]], 0.0)]
+    decays = {
+        parameter.name: config.decay_norm_and_bias
+        or (parameter.ndim > 1 and parameter.name.rpartition(".")[2] == "weight")
+        for parameter in parameters
+    }
+    groups = [
+        ([p for p in parameters if decays[p.name]], config.weight_decay),
+        ([p for p in parameters if not decays[p.name]], 0.0),
+    ]
     groups = [{"params": some, "weight_decay": decay} for some, decay in groups if some]
     groups.append({"order_params": parameters})
     if config.name == "sgd":
@@ -123,7 +141,9 @@ def build_optimizer(config: OptimizerConfig, parameters: Sequence[Parameter], ra
     return {"adam": nn.Adam, "adamw": AdamW}[config.name](groups, rates)
 
 
-def build_train_step(config: Config, task: Task, network: nn.Cell, layers: Sequence[MaskedLayer], device: str, world: World) -> tuple[SparseTrainStep, list[float]]:
+def build_train_step(
+    config: Config, task: Task, network: nn.Cell, layers: Sequence[MaskedLayer], device: str, world: World
+) -> tuple[SparseTrainStep, list[float]]:
     """The train-one-step cell of a configuration, with its optimizer: `(SparseTrainStep, learning rates)`.
 
     Puts the masks that the method starts from in place.
@@ -134,7 +154,9 @@ def build_train_step(config: Config, task: Task, network: nn.Cell, layers: Seque
     """
     train = config.train
     if train.batch_size % train.micro_batches:
-        raise UserError(f"train.micro_batches: {train.micro_batches} does not divide train.batch_size: {train.batch_size}")
+        raise UserError(
+            f"train.micro_batches: {train.micro_batches} does not divide train.batch_size: {train.batch_size}"
+        )
     rates = learning_rates(config, task.steps_per_epoch)
     pruner = build_pruner(config, layers, len(rates), task.steps_per_epoch)
     parameters, soft_threshold = network.trainable_params(), None
@@ -144,13 +166,24 @@ def build_train_step(config: Config, task: Task, network: nn.Cell, layers: Seque
     optimizer = build_optimizer(config.optimizer, parameters, rates)
     reduce = world.mean_of_gradients()
     options = StepOptions(
-        micro_batches=train.micro_batches, clip_norm=train.clip_norm, reduce=reduce,
+        micro_batches=train.micro_batches,
+        clip_norm=train.clip_norm,
+        reduce=reduce,
         sink_size=sink_size(config, device, task.steps_per_epoch),
         # 2^16, halved on overflow and doubled after 2,000 steps without: the customary numbers.
-        scaler=None if train.amp_level == "O0" else amp.DynamicLossScaler(2 ** 16, 2, 2000))
+        scaler=None if train.amp_level == "O0" else amp.DynamicLossScaler(2**16, 2, 2000),
+    )
     average = WeightAverage(network, train.ema_decay) if train.ema_decay is not None else None
-    step = SparseTrainStep(task.with_loss(network), optimizer, layers, pruner,
-                           build_rank_term(config.rank, layers, device, reduce), soft_threshold, average, options)
+    step = SparseTrainStep(
+        task.with_loss(network),
+        optimizer,
+        layers,
+        pruner,
+        build_rank_term(config.rank, layers, device, reduce),
+        soft_threshold,
+        average,
+        options,
+    )
     return step.set_train(), rates
 
 
@@ -159,8 +192,15 @@ def build_pruner(config: Config, layers: Sequence[MaskedLayer], total_steps: int
     pruning = config.pruning
     weights = [layer.weight.asnumpy() for layer in layers]
     try:
-        pruner = Pruner(config.method, pruning.density, total_steps, steps_per_epoch=steps_per_epoch,
-                        min_per_layer=pruning.min_per_layer, warmup_updates=pruning.warmup_updates, seed=config.seed)
+        pruner = Pruner(
+            config.method,
+            pruning.density,
+            total_steps,
+            steps_per_epoch=steps_per_epoch,
+            min_per_layer=pruning.min_per_layer,
+            warmup_updates=pruning.warmup_updates,
+            seed=config.seed,
+        )
         masks = pruner.start(weights, [layer.mask.asnumpy() for layer in layers])
     except ValueError as error:
         raise UserError(str(error)) from None
@@ -169,7 +209,9 @@ def build_pruner(config: Config, layers: Sequence[MaskedLayer], total_steps: int
     return pruner
 
 
-def build_rank_term(rank: RankConfig, layers: Sequence[MaskedLayer], device: str, reduce: Optional[nn.Cell]) -> Optional[RankTerm]:
+def build_rank_term(
+    rank: RankConfig, layers: Sequence[MaskedLayer], device: str, reduce: Optional[nn.Cell]
+) -> Optional[RankTerm]:
     """The RankTerm of a `RankConfig`, or None: lambda is 0, or no layer takes part."""
     members = [layer for layer in layers if rank.include_dense or layer.kind == "conv"]
     if rank.lambda_ == 0 or not members:
@@ -181,11 +223,15 @@ def idle_rank_term(config: Config, step: SparseTrainStep) -> Optional[str]:
     """Why the rank term that a configuration asks for changes nothing, in one line, or None."""
     given = f"rank.lambda: {config.rank.lambda_:g} changes nothing, as"
     if config.rank.lambda_ > 0 and step.rank_term is None:
-        return (f"{given} {config.model.name} has no convolution to prune; rank.include_dense=true takes dense layers into "
-                "the term")
+        return (
+            f"{given} {config.model.name} has no convolution to prune; rank.include_dense=true takes dense layers into "
+            "the term"
+        )
     if step.rank_term is not None and not step.rank_term.drives_weights and not step.pruner.takes_gradient:
-        return (f"{given} pruning.method={config.pruning.method} has no update that takes up its gradient; "
-                "rank.every=step lets the term drive the weights")
+        return (
+            f"{given} pruning.method={config.pruning.method} has no update that takes up its gradient; "
+            "rank.every=step lets the term drive the weights"
+        )
     return None
 
 

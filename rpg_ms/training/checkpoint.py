@@ -5,6 +5,7 @@ A file holds the network's parameters (weights, statistics, masks) under their o
 under names with a colon; and `rpg_state`, a JSON text with the step, the training time and more. It ends with
 MindSpore's CRC-32 of the content.
 """
+
 from __future__ import annotations
 
 import json
@@ -51,9 +52,13 @@ def check_held_out(path: Union[str, os.PathLike], state: Mapping[str, Any], conf
     """
     own, now = state.get("split"), split_of(config)
     if config.data.validation > 0 and own is not None and own != now:
-        differing = ", ".join(f"{key} is {now[key]}, in training it was {own[key]}" for key in now if own[key] != now[key])
-        raise UserError(f"{path}: would be evaluated on images that it was trained on: {differing}; data.validation=0 "
-                        "evaluates on the test images")
+        differing = ", ".join(
+            f"{key} is {now[key]}, in training it was {own[key]}" for key in now if own[key] != now[key]
+        )
+        raise UserError(
+            f"{path}: would be evaluated on images that it was trained on: {differing}; data.validation=0 "
+            "evaluates on the test images"
+        )
 
 
 class Checkpoints:
@@ -91,10 +96,12 @@ class Checkpoints:
             _link(path, self.best)
         files = self._newest_first()
         newest = files.index(path)
-        for stale in files[:newest] + files[newest + self.keep:]:
+        for stale in files[:newest] + files[newest + self.keep :]:
             stale.unlink()
 
-    def restore(self, network: nn.Cell, step_cell: SparseTrainStep, report: Callable[[str], Any], names: Sequence[str] = ()) -> Optional[dict[str, Any]]:
+    def restore(
+        self, network: nn.Cell, step_cell: SparseTrainStep, report: Callable[[str], Any], names: Sequence[str] = ()
+    ) -> Optional[dict[str, Any]]:
         """Load the newest whole checkpoint and return its state, or None if there is none.
 
         A damaged one is named to `report` and the one before it used. The state has at least the `names`.
@@ -154,13 +161,19 @@ def save(path: Union[str, os.PathLike], network: nn.Cell, step_cell: SparseTrain
     with atomic_path(path) as temporary:
         logging.disable(logging.CRITICAL)  # MindSpore logs what it raises as well
         try:
-            ms.save_checkpoint([{"name": name, "data": data} for name, data in entries.items()], str(temporary),
-                               append_dict={STATE: json.dumps({**state, **values})}, crc_check=True)
+            ms.save_checkpoint(
+                [{"name": name, "data": data} for name, data in entries.items()],
+                str(temporary),
+                append_dict={STATE: json.dumps({**state, **values})},
+                crc_check=True,
+            )
         finally:
             logging.disable(logging.NOTSET)
 
 
-def load_network(path: Union[str, os.PathLike], network: nn.Cell, sparsified: Sparsified, average: bool = False) -> dict[str, Any]:
+def load_network(
+    path: Union[str, os.PathLike], network: nn.Cell, sparsified: Sparsified, average: bool = False
+) -> dict[str, Any]:
     """Read a file's network parameters into `network` and return the checkpoint's state.
 
     Besides checkpoints of training runs this takes any file of weights (`rpg_ms.weights.load_weights`), whose state
@@ -183,7 +196,7 @@ def load_network(path: Union[str, os.PathLike], network: nn.Cell, sparsified: Sp
         return _packed_state(path, sparsified) if packed.is_packed(path) else {"step": None, "seconds": None}
     state = _load_network(path, values, network)
     if average:
-        averages = {name[len(AVERAGE):]: value for name, value in values.items() if name.startswith(AVERAGE)}
+        averages = {name[len(AVERAGE) :]: value for name, value in values.items() if name.startswith(AVERAGE)}
         if not averages:
             raise UserError(f"{path}: holds no average of the weights; it was trained without train.ema_decay")
         for parameter in network.get_parameters():
@@ -199,14 +212,16 @@ def _load_network(path: Union[str, os.PathLike], values: Mapping[str, Any], netw
     if wanted != found:
         differing = sorted(name for name in {*wanted, *found} if wanted.get(name) != found.get(name))
         name = differing[0]
-        raise UserError(f"{path}: a checkpoint of another network than the configuration's ({state['model']}): {name} "
-                        f"is {_shape(found.get(name))} in the file and {_shape(wanted.get(name))} in the network; "
-                        f"{len(differing)} parameters differ")
+        raise UserError(
+            f"{path}: a checkpoint of another network than the configuration's ({state['model']}): {name} "
+            f"is {_shape(found.get(name))} in the file and {_shape(wanted.get(name))} in the network; "
+            f"{len(differing)} parameters differ"
+        )
     for parameter in network.get_parameters():
         if parameter.name.endswith("weight_mask"):
-            weight = values[parameter.name[:-len("_mask")]].asnumpy()
+            weight = values[parameter.name[: -len("_mask")]].asnumpy()
             if weight[~values[parameter.name].asnumpy()].any():
-                raise UserError(f"{path}: damaged: {parameter.name[:-len('_mask')]} is not zero where its mask is")
+                raise UserError(f"{path}: damaged: {parameter.name[: -len('_mask')]} is not zero where its mask is")
     for parameter in network.get_parameters():
         ops.assign(parameter, values[parameter.name])
     return state
@@ -215,17 +230,23 @@ def _load_network(path: Union[str, os.PathLike], values: Mapping[str, Any], netw
 def _packed_state(path: Union[str, os.PathLike], sparsified: Sparsified) -> dict[str, Any]:
     header = packed.read_header(path)
     if (header.nonzero, header.prunable) != (sparsified.nonzero, sparsified.prunable):
-        raise UserError(f"{path}: {header.nonzero} of {header.prunable} prunable weights are kept, not "
-                        f"{sparsified.nonzero} of {sparsified.prunable}: packed with another pruning.exclude")
+        raise UserError(
+            f"{path}: {header.nonzero} of {header.prunable} prunable weights are kept, not "
+            f"{sparsified.nonzero} of {sparsified.prunable}: packed with another pruning.exclude"
+        )
     return {"step": header.about.step, "seconds": header.about.seconds}
 
 
-def _load_training(path: Union[str, os.PathLike], values: Mapping[str, Any], state: Mapping[str, Any], step_cell: SparseTrainStep) -> None:
+def _load_training(
+    path: Union[str, os.PathLike], values: Mapping[str, Any], state: Mapping[str, Any], step_cell: SparseTrainStep
+) -> None:
     try:
         step_cell.load_state(values, state)
     except KeyError as error:
-        raise UserError(f"{path}: holds no {error.args[0]}: the run began with another optimizer, method, train.ema_decay "
-                        "or train.amp_level") from None
+        raise UserError(
+            f"{path}: holds no {error.args[0]}: the run began with another optimizer, method, train.ema_decay "
+            "or train.amp_level"
+        ) from None
     ms.set_rng_state(values["rng:state"])
 
 

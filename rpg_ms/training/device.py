@@ -1,4 +1,5 @@
 """Where and how MindSpore runs."""
+
 from __future__ import annotations
 
 import os
@@ -23,8 +24,9 @@ def set_up(config: Config) -> str:
     if os.environ.get("MS_COMPILER_CACHE_ENABLE") == "1":
         # Seen with MindSpore 2.10: its cache knows a graph by its number, so a run with label smoothing took the graph
         # of one without.
-        raise UserError("MS_COMPILER_CACHE_ENABLE: 1 lets a run take graphs compiled with another configuration's "
-                        "numbers; unset it")
+        raise UserError(
+            "MS_COMPILER_CACHE_ENABLE: 1 lets a run take graphs compiled with another configuration's numbers; unset it"
+        )
     available = [target for target in TARGETS if ms.hal.is_available(target)]
     target = available[0] if config.device_target == "auto" else config.device_target
     if target not in available:

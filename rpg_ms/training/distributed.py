@@ -7,6 +7,7 @@ and every topology update ends with a comparison of digests.
 Everything here rests on AllReduce of float32, which MindSpore documents for Ascend, GPU and CPU alike;
 values that must arrive exactly (digests, counts, parameters) travel as bytes, one to a float32.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -39,8 +40,10 @@ def join() -> World:
     """
     if "MS_ROLE" not in os.environ:
         if os.environ.get("RANK_SIZE", "1") != "1":
-            raise UserError(f"RANK_SIZE: {os.environ['RANK_SIZE']} ranks, but not started by msrun; "
-                            "scripts/run_distribute_train.sh does that, with a rank table too")
+            raise UserError(
+                f"RANK_SIZE: {os.environ['RANK_SIZE']} ranks, but not started by msrun; "
+                "scripts/run_distribute_train.sh does that, with a rank table too"
+            )
         return ALONE
     try:
         communication.init()
@@ -116,8 +119,10 @@ class World:
         """Raise a UserError, on all ranks, unless an integer is the same on all of them; `what` begins the message."""
         numbers = self.gather(np.int64(number))
         if (numbers != numbers[0]).any():
-            raise UserError(f"{what}: {', '.join(map(str, numbers))}, on ranks 0 to {self.size - 1}; every node must be able "
-                            "to read the run's folder")
+            raise UserError(
+                f"{what}: {', '.join(map(str, numbers))}, on ranks 0 to {self.size - 1}; every node must be able "
+                "to read the run's folder"
+            )
 
     def check_equal(self, network: nn.Cell, step: int) -> str:
         """The digest (hexadecimal) of the weights and masks, the same on all ranks.
@@ -129,8 +134,10 @@ class World:
         digests = self.gather(np.frombuffer(digest, np.uint8))
         odd = [str(rank) for rank in range(self.size) if not np.array_equal(digests[rank], digests[0])]
         if odd:
-            raise UserError(f"weights or masks differ between the ranks after step {step}: rank {', '.join(odd)} of "
-                            f"{self.size} against rank 0")
+            raise UserError(
+                f"weights or masks differ between the ranks after step {step}: rank {', '.join(odd)} of "
+                f"{self.size} against rank 0"
+            )
         return digest.hex()
 
     def mean_of_gradients(self) -> Optional[MeanOfGradients]:

@@ -3,6 +3,7 @@
 msrun starts the scheduler and this node's ranks, with their environment and logs. Waiting for them it hides which
 rank failed and with what status, and it leaves their children running, so the waiting is done here.
 """
+
 from __future__ import annotations
 
 import ctypes
@@ -24,8 +25,10 @@ from rpg_ms.config import OneLineParser
 from rpg_ms.errors import RunStopped, UserError, front_door
 
 PR_SET_CHILD_SUBREAPER = 36  # Linux's prctl: the orphans among a process's descendants become its children
-LISTINGS = {"Ascend": ("ASCEND_RT_VISIBLE_DEVICES", "ls -1d /dev/davinci[0-9]*", "/dev/davinci"),
-            "GPU": ("CUDA_VISIBLE_DEVICES", "nvidia-smi -L", "GPU ")}
+LISTINGS = {
+    "Ascend": ("ASCEND_RT_VISIBLE_DEVICES", "ls -1d /dev/davinci[0-9]*", "/dev/davinci"),
+    "GPU": ("CUDA_VISIBLE_DEVICES", "nvidia-smi -L", "GPU "),
+}
 
 
 def main() -> None:
@@ -69,9 +72,27 @@ def msrun_arguments(script: str, config: str, devices: str, *arguments: str) -> 
     if python not in ("python", "python3"):
         raise UserError(f"PYTHON: msrun calls Python `python` or `python3`, not {sys.executable}")
     os.environ.update(PATH=f"{folder}:{os.environ.get('PATH', os.defpath)}", PYTHONUNBUFFERED="1")
-    return ["--worker_num", str(nodes * devices), "--local_worker_num", str(devices), "--node_rank", str(node),
-            "--master_addr", address or "127.0.0.1", "--master_port", str(port), "--rank_table_file",
-            own.rank_table_file, python, script, "--config", config, *arguments, "--device_target", own.device_target]
+    return [
+        "--worker_num",
+        str(nodes * devices),
+        "--local_worker_num",
+        str(devices),
+        "--node_rank",
+        str(node),
+        "--master_addr",
+        address or "127.0.0.1",
+        "--master_port",
+        str(port),
+        "--rank_table_file",
+        own.rank_table_file,
+        python,
+        script,
+        "--config",
+        config,
+        *arguments,
+        "--device_target",
+        own.device_target,
+    ]
 
 
 def number(name: str, text: Union[str, int], low: int, high: int) -> int:
@@ -155,11 +176,15 @@ def report(log: Path, status: int, mark: str) -> NoReturn:
     name = log.stem.replace("worker_", "rank ").replace("scheduler", "the scheduler")
     status = status if status > 0 else 128 - status  # of a process that a signal ended, as a shell tells it
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    told = [line[len(mark):] for line in lines if line.startswith(mark)]
+    told = [line[len(mark) :] for line in lines if line.startswith(mark)]
     if not told and status != 128 + signal.SIGTERM:
         print(f"{name} failed with status {status}; the end of {log}:", *lines[-20:], sep="\n", file=sys.stderr)
-    raise RunStopped(f"{name}: {told[-1]}" if told else
-                     f"{name} failed with status {status}, all processes ended; logs: {log.parent}", status)
+    raise RunStopped(
+        f"{name}: {told[-1]}"
+        if told
+        else f"{name} failed with status {status}, all processes ended; logs: {log.parent}",
+        status,
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
 """The training loop."""
+
 from __future__ import annotations
 
 import signal
@@ -31,7 +32,16 @@ class Hook:
     act: Callable[[], None]
 
 
-def train(config: Config, task: Task, network: nn.Cell, sparsified: Sparsified, step_cell: SparseTrainStep, rates: Sequence[float], folder: NoFolder, world: World) -> dict[str, Any]:
+def train(
+    config: Config,
+    task: Task,
+    network: nn.Cell,
+    sparsified: Sparsified,
+    step_cell: SparseTrainStep,
+    rates: Sequence[float],
+    folder: NoFolder,
+    world: World,
+) -> dict[str, Any]:
     """Train to the end, from the newest checkpoint in the folder if there is one; return the run's summary.
 
     Arguments as of `rpg_ms.training.session.Session`.
@@ -44,8 +54,11 @@ def train(config: Config, task: Task, network: nn.Cell, sparsified: Sparsified, 
     """
     session = Session(config, task, network, sparsified, step_cell, rates, folder, world)
     hooks = hooks_of(session)
-    with _explained(session), _sigterm() as received, \
-            tqdm(total=session.total, initial=session.step, unit="step", disable=None) as session.bar:
+    with (
+        _explained(session),
+        _sigterm() as received,
+        tqdm(total=session.total, initial=session.step, unit="step", disable=None) as session.bar,
+    ):
         batches = iter(task.train_batches(session.step, session.total))
         while session.step < session.total:
             before = session.step
@@ -93,12 +106,15 @@ def _explained(session: Session) -> Iterator[None]:
     try:
         yield
     except NotFinite as error:
-        raise RunStopped(f"{error} at step {error.step}, learning rate "
-                         f"{session.rates[min(error.step, session.total) - 1]:g}; {session.last_good()}") from None
+        raise RunStopped(
+            f"{error} at step {error.step}, learning rate "
+            f"{session.rates[min(error.step, session.total) - 1]:g}; {session.last_good()}"
+        ) from None
     except CutShort as error:
         goes_on = f"; --resume {session.folder.path} goes on from it" if session.checkpoints.last.exists() else ""
-        raise RunStopped(f"{error}; the run had come to step {session.step} of {session.total}; "
-                         f"{session.last_good()}{goes_on}") from None
+        raise RunStopped(
+            f"{error}; the run had come to step {session.step} of {session.total}; {session.last_good()}{goes_on}"
+        ) from None
     except OSError as error:
         raise RunStopped(f"{session.folder.path}: cannot be written: {error.strerror}; {session.last_good()}") from None
 

@@ -1,4 +1,5 @@
 """A run's folder: `config.yaml`, `metrics.jsonl`, checkpoints and, when finished, `summary.json`."""
+
 from __future__ import annotations
 
 import fcntl
@@ -16,8 +17,14 @@ from rpg_ms.json_files import NUMBER, read_json
 from rpg_ms.tasks import TASKS
 
 # Keys that do not change what a run computes; all others stand fast when it is resumed.
-FREE_ON_RESUME = ("checkpoint.every_steps", "checkpoint.keep", "data.root", "data.workers",
-                  "train.sink_size", "output_dir")
+FREE_ON_RESUME = (
+    "checkpoint.every_steps",
+    "checkpoint.keep",
+    "data.root",
+    "data.workers",
+    "train.sink_size",
+    "output_dir",
+)
 
 # What is there once a run has begun, besides config.yaml.
 TRACES = ("summary.json", "checkpoints", "last.ckpt", "best.ckpt", "metrics.jsonl")
@@ -26,8 +33,9 @@ TRACES = ("summary.json", "checkpoints", "last.ckpt", "best.ckpt", "metrics.json
 def other_configuration(config_path: Union[str, os.PathLike], config: Config) -> str:
     """What in `config` changes the result of the run with this config.yaml: "key (was old, now new), ...", or ""."""
     changes = changed_keys(load_config(config_path), config)
-    return ", ".join(f"{key} (was {old}, now {new})" for key, (old, new) in changes.items()
-                     if key not in FREE_ON_RESUME)
+    return ", ".join(
+        f"{key} (was {old}, now {new})" for key, (old, new) in changes.items() if key not in FREE_ON_RESUME
+    )
 
 
 def read_summary(folder: Union[str, os.PathLike], task: str) -> Optional[dict[str, Any]]:
@@ -119,7 +127,9 @@ class RunFolder(NoFolder):
             one that began with another configuration, or another process is at work in it.
     """
 
-    def __init__(self, config: Config, resume: bool = False, allow_changes: bool = False, overwrite: bool = False) -> None:
+    def __init__(
+        self, config: Config, resume: bool = False, allow_changes: bool = False, overwrite: bool = False
+    ) -> None:
         super().__init__(config, resume, allow_changes)
         try:
             self._make_ready(overwrite, resume)
@@ -130,14 +140,20 @@ class RunFolder(NoFolder):
         metrics_path = self.path / "metrics.jsonl"
         earlier = traces(self.path)
         if earlier and not (overwrite or resume):
-            raise UserError(f"output_dir: {self.path} already holds a run ({', '.join(earlier)}); "
-                            "choose another folder, let it go on with --resume auto, or replace it with --overwrite")
+            raise UserError(
+                f"output_dir: {self.path} already holds a run ({', '.join(earlier)}); "
+                "choose another folder, let it go on with --resume auto, or replace it with --overwrite"
+            )
         if resume and lost_configuration(self.path) and not self.allow_changes:
-            raise UserError(f"output_dir: {self.path} holds a run without config.yaml: with which configuration it began "
-                            "is unknown; --allow_changes goes on all the same")
+            raise UserError(
+                f"output_dir: {self.path} holds a run without config.yaml: with which configuration it began "
+                "is unknown; --allow_changes goes on all the same"
+            )
         if self.changes and not self.allow_changes:
-            raise UserError(f"{self.path / 'config.yaml'}: the run began with another configuration: {self.changes}; "
-                            "--allow_changes goes on all the same")
+            raise UserError(
+                f"{self.path / 'config.yaml'}: the run began with another configuration: {self.changes}; "
+                "--allow_changes goes on all the same"
+            )
         self.path.mkdir(parents=True, exist_ok=True)
         self._metrics = open(metrics_path, "ab")
         self._keep_others_out()

@@ -1,4 +1,5 @@
 """A training run under way: how far it has come, and what can be done between two of its steps."""
+
 from __future__ import annotations
 
 import time
@@ -67,7 +68,17 @@ class Session:
             could reach the target density.
     """
 
-    def __init__(self, config: Config, task: Task, network: nn.Cell, sparsified: Sparsified, step_cell: SparseTrainStep, rates: Sequence[float], folder: NoFolder, world: World) -> None:
+    def __init__(
+        self,
+        config: Config,
+        task: Task,
+        network: nn.Cell,
+        sparsified: Sparsified,
+        step_cell: SparseTrainStep,
+        rates: Sequence[float],
+        folder: NoFolder,
+        world: World,
+    ) -> None:
         self.config, self.task, self.network, self.sparsified = config, task, network, sparsified
         self.step_cell, self.rates, self.folder, self.world = step_cell, rates, folder, world
         self.total = len(rates)
@@ -112,11 +123,15 @@ class Session:
         return replace(progress, total_steps=self.total, world_size=self.world.size, split=fresh.split)
 
     def _check_same_run(self, earlier: Progress) -> None:
-        for what, was, now in (("ranks", earlier.world_size, self.world.size),
-                               ("steps in all", earlier.total_steps, self.total)):
+        for what, was, now in (
+            ("ranks", earlier.world_size, self.world.size),
+            ("steps in all", earlier.total_steps, self.total),
+        ):
             if was != now:
-                raise UserError(f"the run began with {was} {what}, now it would have {now}, which changes the "
-                                "result; --allow_changes goes on all the same")
+                raise UserError(
+                    f"the run began with {was} {what}, now it would have {now}, which changes the "
+                    "result; --allow_changes goes on all the same"
+                )
 
     def _check_target_in_reach(self) -> None:
         """A run that goes on with another calendar or target may be past the update that would reach it."""
@@ -125,8 +140,10 @@ class Session:
             return
         target = pruner.target(self.sparsified.prunable)
         if self.sparsified.nonzero != target:
-            raise UserError(f"pruning.density: {self.config.pruning.density} keeps {target} weights; the run has "
-                            f"{self.sparsified.nonzero} after step {self.step}, and no topology update is left to change that")
+            raise UserError(
+                f"pruning.density: {self.config.pruning.density} keeps {target} weights; the run has "
+                f"{self.sparsified.nonzero} after step {self.step}, and no topology update is left to change that"
+            )
 
     # ------------------------------------------------------------------------------------------ steps
 
@@ -154,14 +171,21 @@ class Session:
     def log_topology(self) -> None:
         """Log the topology update just made; the processes must agree on it."""
         self.check_losses()
-        self.folder.log("topology", **vars(self.step_cell.record), digest=self.world.check_equal(self.network, self.step))
+        self.folder.log(
+            "topology", **vars(self.step_cell.record), digest=self.world.check_equal(self.network, self.step)
+        )
 
     def log_loss(self) -> None:
         """Log the last step's loss, the mean over the processes."""
         self.check_losses()
         loss = float(self.world.gather(np.atleast_1d(self._loss.asnumpy())[-1]).mean())
-        self.folder.log("train", step=self.step, epoch=self.step / self.task.steps_per_epoch, loss=loss,
-                        lr=self.rates[self.step - 1])
+        self.folder.log(
+            "train",
+            step=self.step,
+            epoch=self.step / self.task.steps_per_epoch,
+            loss=loss,
+            lr=self.rates[self.step - 1],
+        )
         self.bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
 
     def evaluate(self) -> None:
@@ -187,8 +211,12 @@ class Session:
         """Write a checkpoint of this step."""
         self.check_losses()
         self.world.average_statistics(self.network, self.step_cell.average)
-        progress = replace(self.progress, step=self.step, seconds=round(time.monotonic() - self._started, 1),
-                           metrics_length=self.folder.metrics_length())
+        progress = replace(
+            self.progress,
+            step=self.step,
+            seconds=round(time.monotonic() - self._started, 1),
+            metrics_length=self.folder.metrics_length(),
+        )
         self.checkpoints.save(self.network, self.step_cell, asdict(progress), self._is_best)
         self.progress, self._is_best = progress, False
 
@@ -197,13 +225,21 @@ class Session:
         if self.progress.step != self.step:
             self.save_checkpoint()
         self.world.barrier()  # the launcher ends all processes when the first of them leaves
-        raise RunStopped(f"stopped by {by} after step {self.step} of {self.total}; {self.last_good()}; "
-                         f"--resume {self.folder.path} goes on", status)
+        raise RunStopped(
+            f"stopped by {by} after step {self.step} of {self.total}; {self.last_good()}; "
+            f"--resume {self.folder.path} goes on",
+            status,
+        )
 
     def finish(self) -> dict[str, Any]:
         """Write the summary of the finished run and return it."""
-        summary = {**self.progress.figures, **self._counts(), "rank": self.sparsified.mean_rank(), "steps": self.progress.step,
-                   "seconds": self.progress.seconds}
+        summary = {
+            **self.progress.figures,
+            **self._counts(),
+            "rank": self.sparsified.mean_rank(),
+            "steps": self.progress.step,
+            "seconds": self.progress.seconds,
+        }
         self.folder.finish(summary)
         return summary
 
@@ -214,4 +250,8 @@ class Session:
         return f"the last good checkpoint is {self.checkpoints.last}, of step {self.progress.step}"
 
     def _counts(self) -> dict[str, Any]:
-        return {"density": self.sparsified.density, "nonzero": self.sparsified.nonzero, "prunable": self.sparsified.prunable}
+        return {
+            "density": self.sparsified.density,
+            "nonzero": self.sparsified.nonzero,
+            "prunable": self.sparsified.prunable,
+        }

@@ -1,4 +1,5 @@
 """Weights in and out: files of MindSpore and of PyTorch, safetensors, and the names on both sides."""
+
 from __future__ import annotations
 
 from rpg_ms.weights.convert import load_weights, to_pytorch, write_weights

@@ -1,4 +1,5 @@
 """Weights from a file into a network, by MindSpore's or PyTorch's names, and out again under PyTorch's."""
+
 from __future__ import annotations
 
 import logging
@@ -39,14 +40,17 @@ def to_pytorch(network: nn.Cell) -> dict[str, np.ndarray]:
         if isinstance(cell, CONV_1D):
             squeezed.add(cell.weight.name)
         elif isinstance(cell, BATCH_NORMS):
-            counters.update((name.replace("weight", "num_batches_tracked"), np.zeros((), np.int64))
-                            for _, name in names[cell.gamma.name])
+            counters.update(
+                (name.replace("weight", "num_batches_tracked"), np.zeros((), np.int64))
+                for _, name in names[cell.gamma.name]
+            )
     weights = {}
     for parameter in network.get_parameters():
         if parameter.name in names:
             value = parameter.asnumpy().copy()
-            weights.update((name, value.squeeze(2) if parameter.name in squeezed else value)
-                           for _, name in names[parameter.name])
+            weights.update(
+                (name, value.squeeze(2) if parameter.name in squeezed else value) for _, name in names[parameter.name]
+            )
     return {**weights, **counters}
 
 
@@ -66,15 +70,28 @@ def write_weights(path: Union[str, os.PathLike], network: nn.Cell) -> None:
             if path.suffix == ".safetensors":
                 save_file(to_pytorch(network), str(temporary), {"format": "pt"})
             else:
-                ms.save_checkpoint([{"name": parameter.name, "data": parameter}
-                                    for parameter in network.get_parameters() if not parameter.name.endswith(MASK)],
-                                   str(temporary))
+                ms.save_checkpoint(
+                    [
+                        {"name": parameter.name, "data": parameter}
+                        for parameter in network.get_parameters()
+                        if not parameter.name.endswith(MASK)
+                    ],
+                    str(temporary),
+                )
                 temporary.chmod(0o644)  # MindSpore makes it read-only, and it is to be flushed to disk
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise UserError(f"{path}: cannot be written: {one_line(str(error))}") from None
 
 
-def load_weights(path: Union[str, os.PathLike], network: nn.Cell, sparsified: Sparsified, allow: Sequence[str] = (), entry: Optional[str] = None, prefix: Optional[str] = None, keys: Optional[str] = None) -> None:
+def load_weights(
+    path: Union[str, os.PathLike],
+    network: nn.Cell,
+    sparsified: Sparsified,
+    allow: Sequence[str] = (),
+    entry: Optional[str] = None,
+    prefix: Optional[str] = None,
+    keys: Optional[str] = None,
+) -> None:
     """Load a file into a network; every tensor of both is used, unless the difference is allowed.
 
     A file that carries masks (a checkpoint of this package, or a network of torch.nn.utils.prune) sets them. Otherwise
@@ -99,7 +116,7 @@ def load_weights(path: Union[str, os.PathLike], network: nn.Cell, sparsified: Sp
         UserError: the file cannot be read, does not fit, or holds what is not finite.
     """
     parameters = {parameter.name: parameter for parameter in network.get_parameters()}
-    largest = LARGER * sum(parameter.size for parameter in parameters.values()) + 2 ** 24
+    largest = LARGER * sum(parameter.size for parameter in parameters.values()) + 2**24
     contents = read_file(path, entry, largest, _key(keys, "entry"))
     if not contents.weights:
         raise UserError(f"{path}: holds no weights")
@@ -112,15 +129,23 @@ def load_weights(path: Union[str, os.PathLike], network: nn.Cell, sparsified: Sp
     _set_masks([layer for layer in sparsified.layers if layer.weight.name in fitting], fitting)
     random = [layer.weight.name for layer in sparsified.layers if layer.weight.name not in fitting]
     if random:
-        _log.warning("%s: as %s has it, %d of the %d weights to prune are not set and stay random: %s", path,
-                     _key(keys, "allow"), len(random), len(sparsified.layers), shorten(random))
+        _log.warning(
+            "%s: as %s has it, %d of the %d weights to prune are not set and stay random: %s",
+            path,
+            _key(keys, "allow"),
+            len(random),
+            len(sparsified.layers),
+            shorten(random),
+        )
 
 
 def _key(keys: Optional[str], name: str) -> str:
     return (keys or "rpg-ms convert --{}").format(name)
 
 
-def _matched(path: Union[str, os.PathLike], contents: Contents, network: nn.Cell, prefix: Optional[str], keys: Optional[str]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+def _matched(
+    path: Union[str, os.PathLike], contents: Contents, network: nn.Cell, prefix: Optional[str], keys: Optional[str]
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """The tensors in a file that have to find their place, and `{name: Parameter's name}` of those that do."""
     tensors, used = _unpruned(path, contents.weights)
     if prefix is not None:
@@ -133,24 +158,30 @@ def _matched(path: Union[str, os.PathLike], contents: Contents, network: nn.Cell
     names = {own: name for name, own in ours.items()}
     for rival, matched in rivals:
         same = all(map(contents.beside, matched)) or all(
-            np.array_equal(tensors[name], tensors[names[own]]) for name, own in matched.items() if own in names)
+            np.array_equal(tensors[name], tensors[names[own]]) for name, own in matched.items() if own in names
+        )
         if not same and 2 * len(names) >= len(pytorch_names(network)):
-            raise UserError(f"{path}: names under {start!r} and under {rival!r} fit the network alike; name one of the "
-                            f"two by {_key(keys, 'prefix')}")
+            raise UserError(
+                f"{path}: names under {start!r} and under {rival!r} fit the network alike; name one of the "
+                f"two by {_key(keys, 'prefix')}"
+            )
     used |= {name for name in tensors if contents.beside(name)}
     arrays = {id(tensors[name]) for name in ours}  # another name of what is loaded is an array that is loaded
-    return {name: value for name, value in tensors.items()
-            if name in ours or name not in used and id(value) not in arrays}, ours
+    return {
+        name: value for name, value in tensors.items() if name in ours or name not in used and id(value) not in arrays
+    }, ours
 
 
-def _unpruned(path: Union[str, os.PathLike], tensors: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], set[str]]:
+def _unpruned(
+    path: Union[str, os.PathLike], tensors: Mapping[str, np.ndarray]
+) -> tuple[dict[str, np.ndarray], set[str]]:
     """The tensors of a network of torch.nn.utils.prune as they count, and the masks that were multiplied in.
 
     It keeps `weight_orig` and `weight_mask` in the place of `weight`, and the same for other Parameters.
     """
     whole, masks = {}, set()
     for name, value in tensors.items():
-        stem = name[:-len("_orig")]
+        stem = name[: -len("_orig")]
         mask = tensors.get(f"{stem}_mask")
         if name.endswith("_orig") and mask is not None and stem not in tensors:
             if mask.shape != value.shape:
@@ -161,7 +192,13 @@ def _unpruned(path: Union[str, os.PathLike], tensors: Mapping[str, np.ndarray]) 
     return whole, masks
 
 
-def _values(path: Union[str, os.PathLike], network: nn.Cell, sparsified: Sparsified, tensors: Mapping[str, np.ndarray], ours: Mapping[str, str]) -> dict[str, np.ndarray]:
+def _values(
+    path: Union[str, os.PathLike],
+    network: nn.Cell,
+    sparsified: Sparsified,
+    tensors: Mapping[str, np.ndarray],
+    ours: Mapping[str, str],
+) -> dict[str, np.ndarray]:
     """`{Parameter's name: array}` as the network has them: masks bool, 1-D convolutions with a height of 1."""
     values, names = {}, {}
     for name, own in ours.items():
@@ -180,7 +217,17 @@ def _values(path: Union[str, os.PathLike], network: nn.Cell, sparsified: Sparsif
     return values
 
 
-def _refuse_misfits(path: Union[str, os.PathLike], network: nn.Cell, sparsified: Sparsified, contents: Contents, tensors: Mapping[str, np.ndarray], ours: Mapping[str, str], values: Mapping[str, np.ndarray], allow: Sequence[str], keys: Optional[str]) -> None:
+def _refuse_misfits(
+    path: Union[str, os.PathLike],
+    network: nn.Cell,
+    sparsified: Sparsified,
+    contents: Contents,
+    tensors: Mapping[str, np.ndarray],
+    ours: Mapping[str, str],
+    values: Mapping[str, np.ndarray],
+    allow: Sequence[str],
+    keys: Optional[str],
+) -> None:
     """Refuse what is missing, unused or of another shape, unless a pattern of `allow` matches one of its names."""
     pytorch, optional = pytorch_names(network), {layer.mask.name for layer in sparsified.layers}
     shapes = {parameter.name: parameter.shape for parameter in network.get_parameters()}
@@ -189,13 +236,23 @@ def _refuse_misfits(path: Union[str, os.PathLike], network: nn.Cell, sparsified:
         return not any(fnmatchcase(name, pattern) for pattern in allow for name in names)
 
     problems = {
-        "not found": [name for name in shapes if name not in values and name not in optional
-                      and not name.endswith(COUNTERS) and refused(name, pytorch.get(name, name))],
+        "not found": [
+            name
+            for name in shapes
+            if name not in values
+            and name not in optional
+            and not name.endswith(COUNTERS)
+            and refused(name, pytorch.get(name, name))
+        ],
         "not used": [name for name in tensors if name not in ours and refused(name, without_wrappers(name))],
         "of another shape": [
             f"{name} ({values[ours[name]].shape} in the file, {shapes[ours[name]]} in the network)"
-            for name in tensors if name in ours and values[ours[name]].shape != shapes[ours[name]]
-            and refused(name, without_wrappers(name), ours[name])]}
+            for name in tensors
+            if name in ours
+            and values[ours[name]].shape != shapes[ours[name]]
+            and refused(name, without_wrappers(name), ours[name])
+        ],
+    }
     if problems["not found"] and contents.unread:
         problems["of a kind that is not read"] = [f"{name} ({kind})" for name, kind in contents.unread.items()]
     if any(problems.values()):

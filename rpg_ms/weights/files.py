@@ -1,6 +1,7 @@
 """Weights in files: MindSpore checkpoints, PyTorch's files, safetensors and packed networks, all read to arrays
 by name.
 """
+
 from __future__ import annotations
 
 import binascii
@@ -21,19 +22,43 @@ from rpg_ms.weights.inert_pickle import StandIn
 from rpg_ms.weights.pytorch_file import is_pytorch, read_pytorch, to_array
 
 # Where a training checkpoint keeps its network. Averaged weights come first: they are what is evaluated.
-ENTRIES = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "state_dict", "model_state_dict", "model",
-           "net", "network", "module")
+ENTRIES = (
+    "state_dict_ema",
+    "model_ema",
+    "ema_state_dict",
+    "ema",
+    "state_dict",
+    "model_state_dict",
+    "model",
+    "net",
+    "network",
+    "module",
+)
 COUNTERS = ("num_batches_tracked", "n_averaged")  # of batches: no weights
 LONGEST_ENTRY = 100  # characters
 
 # What MindSpore's optimizers keep for every weight and put before its name, and what they count.
-SLOTS = re.compile(r"(?:(?:moments?|moment[12]|adam_[mv]|lamb_[mv]|accum|accum_update|stat|mean_square|mean_grad|"
-                   r"linear|prev|step_size|exp_avg|exp_avg_sq|max_exp_avg_sq|exp_inf|vhat|momentum_buf|ax_)\.|mu_|eta_)(.+)")
-STEPS = re.compile(r"global_step|learning_rate(_group_\d+)?|momentum|beta[12]_power|epoch_num|step_num|scale_sense|"
-                   r"current_iterator_step|last_overflow_iterator_step")
+SLOTS = re.compile(
+    r"(?:(?:moments?|moment[12]|adam_[mv]|lamb_[mv]|accum|accum_update|stat|mean_square|mean_grad|"
+    r"linear|prev|step_size|exp_avg|exp_avg_sq|max_exp_avg_sq|exp_inf|vhat|momentum_buf|ax_)\.|mu_|eta_)(.+)"
+)
+STEPS = re.compile(
+    r"global_step|learning_rate(_group_\d+)?|momentum|beta[12]_power|epoch_num|step_num|scale_sense|"
+    r"current_iterator_step|last_overflow_iterator_step"
+)
 
-SAFETENSORS_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "bfloat16", "I64": "<i8",
-                      "I32": "<i4", "I16": "<i2", "I8": "<i1", "U8": "<u1", "BOOL": "<b1"}
+SAFETENSORS_DTYPES = {
+    "F64": "<f8",
+    "F32": "<f4",
+    "F16": "<f2",
+    "BF16": "bfloat16",
+    "I64": "<i8",
+    "I32": "<i4",
+    "I16": "<i2",
+    "I8": "<i1",
+    "U8": "<u1",
+    "BOOL": "<b1",
+}
 
 
 @dataclass(frozen=True)
@@ -56,7 +81,9 @@ class Contents:
         return bool(slot and slot[1] in self.weights or STEPS.fullmatch(name))
 
 
-def read_weights(path: Union[str, os.PathLike], entry: Optional[str] = None, largest: int = packed.LARGEST) -> dict[str, np.ndarray]:
+def read_weights(
+    path: Union[str, os.PathLike], entry: Optional[str] = None, largest: int = packed.LARGEST
+) -> dict[str, np.ndarray]:
     """The network in a file, as `{name: array}` in the file's order and under the file's names.
 
     Args:
@@ -74,7 +101,12 @@ def read_weights(path: Union[str, os.PathLike], entry: Optional[str] = None, lar
     return read_file(path, entry, largest).weights
 
 
-def read_file(path: Union[str, os.PathLike], entry: Optional[str] = None, largest: int = packed.LARGEST, entry_key: str = "rpg-ms convert --entry") -> Contents:
+def read_file(
+    path: Union[str, os.PathLike],
+    entry: Optional[str] = None,
+    largest: int = packed.LARGEST,
+    entry_key: str = "rpg-ms convert --entry",
+) -> Contents:
     """`Contents` of a file; see `read_weights`. `entry_key` is where the user names an entry, for the message."""
     path = Path(path)
     if not path.is_file():
@@ -121,15 +153,20 @@ def _read_state_dict(path: Path, entry: Optional[str], entry_key: str) -> Conten
         if found is None:
             raise UserError(f"{path}: has no entry {entry!r}; it has {shorten(content)}")
     found = found if isinstance(found, dict) else {}
-    weights = {name: value for name, value in found.items()
-               if isinstance(name, str) and isinstance(value, np.ndarray) and not name.endswith(COUNTERS)}
+    weights = {
+        name: value
+        for name, value in found.items()
+        if isinstance(name, str) and isinstance(value, np.ndarray) and not name.endswith(COUNTERS)
+    }
     if not weights:
         where = "" if entry is None else f" in its entry {entry!r}"
         others = _entries(content)
         what = f"weights are in {shorten(others)}: name one by {entry_key}" if others else f"it has {shorten(content)}"
         raise UserError(f"{path}: no weights{where}; {what}")
-    return Contents(weights, {name: repr(value) for name, value in found.items()
-                              if isinstance(name, str) and isinstance(value, StandIn)})
+    return Contents(
+        weights,
+        {name: repr(value) for name, value in found.items() if isinstance(name, str) and isinstance(value, StandIn)},
+    )
 
 
 def _entry(content: Any, path: str) -> Any:
@@ -137,8 +174,17 @@ def _entry(content: Any, path: str) -> Any:
     if not isinstance(content, dict):
         return None
     dots = [i for i, letter in enumerate(path[:LONGEST_ENTRY]) if letter == "."]
-    return content.get(path, next((found for found in (_entry(content.get(path[:dot]), path[dot + 1:]) for dot in dots)
-                                   if found is not None), None))
+    return content.get(
+        path,
+        next(
+            (
+                found
+                for found in (_entry(content.get(path[:dot]), path[dot + 1 :]) for dot in dots)
+                if found is not None
+            ),
+            None,
+        ),
+    )
 
 
 def _entries(content: dict[Any, Any]) -> list[str]:
@@ -161,12 +207,13 @@ def _read_safetensors(path: Path, largest: int) -> dict[str, np.ndarray]:
     if packed.is_packed(path):
         return packed.read_packed(path, largest)[1]
     try:
-        return {name: to_array(tensor["data"], SAFETENSORS_DTYPES[tensor["dtype"]]).reshape(tensor["shape"])
-                for name, tensor in safetensors.deserialize(path.read_bytes())
-                if not name.endswith(COUNTERS)}
+        return {
+            name: to_array(tensor["data"], SAFETENSORS_DTYPES[tensor["dtype"]]).reshape(tensor["shape"])
+            for name, tensor in safetensors.deserialize(path.read_bytes())
+            if not name.endswith(COUNTERS)
+        }
     except KeyError as error:
-        raise UserError(f"{path}: a tensor of type {error}, not one of "
-                        f"{', '.join(SAFETENSORS_DTYPES)}") from None
+        raise UserError(f"{path}: a tensor of type {error}, not one of {', '.join(SAFETENSORS_DTYPES)}") from None
     except (safetensors.SafetensorError, ValueError) as error:
         raise UserError(f"{path}: not a safetensors file, or damaged: {one_line(str(error))}") from None
 
@@ -190,11 +237,14 @@ def _read_mindspore(path: Path) -> dict[str, np.ndarray]:
             raise ValueError("if it is one of MindSpore, its name has to end with .ckpt")
         loaded = ms.load_checkpoint(str(path))
     except (ValueError, TypeError, RuntimeError, KeyError) as error:
-        raise UserError(f"{path}: truncated, or not a checkpoint of MindSpore, PyTorch or safetensors: "
-                        f"{one_line(str(error))}") from None
-    return {name: (value.astype(ms.float32) if value.dtype == ms.bfloat16 else value).asnumpy()
-            for name, value in loaded.items()
-            if isinstance(value, ms.Tensor) and ":" not in name}  # with a colon: the state of a training run
+        raise UserError(
+            f"{path}: truncated, or not a checkpoint of MindSpore, PyTorch or safetensors: {one_line(str(error))}"
+        ) from None
+    return {
+        name: (value.astype(ms.float32) if value.dtype == ms.bfloat16 else value).asnumpy()
+        for name, value in loaded.items()
+        if isinstance(value, ms.Tensor) and ":" not in name
+    }  # with a colon: the state of a training run
 
 
 def shorten(names: Iterable[Any], most: int = 6) -> str:

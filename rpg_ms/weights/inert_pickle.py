@@ -4,6 +4,7 @@ A pickle is a small program that names functions and classes and has them called
 is imported, looked up or called, whatever it is. The few names in `FUNCTIONS`, which tensors and state dicts are made
 of, stand for a few lines of this file each; everything else becomes a `StandIn`, which remembers what it stands for.
 """
+
 from __future__ import annotations
 
 import pickle
@@ -12,9 +13,24 @@ from collections.abc import Iterable, Sequence
 from struct import unpack
 from typing import Any, BinaryIO, NoReturn, Optional, Union
 
-DTYPES = {"Double": "<f8", "Float": "<f4", "Half": "<f2", "BFloat16": "bfloat16", "Long": "<i8", "Int": "<i4",
-          "Short": "<i2", "Char": "<i1", "Byte": "<u1", "Bool": "<b1", "ComplexFloat": "<c8", "ComplexDouble": "<c16",
-          "QInt8": "<i1", "QUInt8": "<u1", "QInt32": "<i4", "Untyped": "<u1"}
+DTYPES = {
+    "Double": "<f8",
+    "Float": "<f4",
+    "Half": "<f2",
+    "BFloat16": "bfloat16",
+    "Long": "<i8",
+    "Int": "<i4",
+    "Short": "<i2",
+    "Char": "<i1",
+    "Byte": "<u1",
+    "Bool": "<b1",
+    "ComplexFloat": "<c8",
+    "ComplexDouble": "<c16",
+    "QInt8": "<i1",
+    "QUInt8": "<u1",
+    "QInt32": "<i4",
+    "Untyped": "<u1",
+}
 STORAGES = {f"{module}.{name}Storage": dtype for name, dtype in DTYPES.items() for module in ("torch", "torch.storage")}
 MOST_SIDES = 32  # of a tensor; NumPy takes no more
 
@@ -184,13 +200,20 @@ class InertUnpickler(pickle._Unpickler):  # the one in Python, in which every op
         content = self.read(unpack("<Q", self.read(8))[0])
         self.append(content)
 
-    dispatch.update({
-        pickle.REDUCE[0]: _reduce, pickle.NEWOBJ[0]: _reduce, pickle.NEWOBJ_EX[0]: _new_object_ex,
-        pickle.BUILD[0]: _build,
-        pickle.DICT[0]: _dict, pickle.FROZENSET[0]: _frozen_set, pickle.BYTEARRAY8[0]: _byte_array,
-        pickle.SETITEM[0]: _set_item, pickle.SETITEMS[0]: lambda self: self._set_items(self.pop_mark()),
-        pickle.APPEND[0]: lambda self: self._extend([self.stack.pop()]),
-        pickle.APPENDS[0]: lambda self: self._extend(self.pop_mark()),
-        pickle.EMPTY_SET[0]: lambda self: self.append(StandIn("builtins.set", ([],))),
-        pickle.ADDITEMS[0]: _add_items,
-    })
+    dispatch.update(
+        {
+            pickle.REDUCE[0]: _reduce,
+            pickle.NEWOBJ[0]: _reduce,
+            pickle.NEWOBJ_EX[0]: _new_object_ex,
+            pickle.BUILD[0]: _build,
+            pickle.DICT[0]: _dict,
+            pickle.FROZENSET[0]: _frozen_set,
+            pickle.BYTEARRAY8[0]: _byte_array,
+            pickle.SETITEM[0]: _set_item,
+            pickle.SETITEMS[0]: lambda self: self._set_items(self.pop_mark()),
+            pickle.APPEND[0]: lambda self: self._extend([self.stack.pop()]),
+            pickle.APPENDS[0]: lambda self: self._extend(self.pop_mark()),
+            pickle.EMPTY_SET[0]: lambda self: self.append(StandIn("builtins.set", ([],))),
+            pickle.ADDITEMS[0]: _add_items,
+        }
+    )

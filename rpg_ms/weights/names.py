@@ -3,6 +3,7 @@
 Nearly all of PyTorch's names follow from the layers: a batch norm's `gamma` is PyTorch's `weight`. What differs beyond
 that, because mindcv and torchvision chose other names, is in `FAMILIES`.
 """
+
 from __future__ import annotations
 
 import re
@@ -14,11 +15,19 @@ from mindcv.models.mobilenetv2 import MobileNetV2
 from mindcv.models.resnet import ResNet
 from mindspore import nn
 
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.LayerNorm, nn.GroupNorm,
-         nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+NORMS = (
+    nn.BatchNorm1d,
+    nn.BatchNorm2d,
+    nn.BatchNorm3d,
+    nn.SyncBatchNorm,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.InstanceNorm1d,
+    nn.InstanceNorm2d,
+    nn.InstanceNorm3d,
+)
 OWN_NAMES = (
-    (NORMS, {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean",
-             "moving_variance": "running_var"}),
+    (NORMS, {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}),
     ((nn.Embedding,), {"embedding_table": "weight"}),
     ((nn.PReLU,), {"w": "weight"}),
 )
@@ -37,8 +46,9 @@ def _torchvision_mobilenet_v2(name: str) -> str:
         return f"features.{0 if stem else 18}.{int(index) - (0 if stem else 20)}.{rest}"
     block = int(index) - 2
     _, layer, attribute = rest.split(".")
-    places = {0: "0.0", 1: "0.1", 3: "1", 4: "2"} if block == 1 else {
-        0: "0.0", 1: "0.1", 3: "1.0", 4: "1.1", 6: "2", 7: "3"}
+    places = (
+        {0: "0.0", 1: "0.1", 3: "1", 4: "2"} if block == 1 else {0: "0.0", 1: "0.1", 3: "1.0", 4: "1.1", 6: "2", 7: "3"}
+    )
     return f"features.{block}.conv.{places[int(layer)]}.{attribute}"
 
 
@@ -102,7 +112,9 @@ def without_wrappers(name: str) -> str:
     return WRAPPERS.sub(r"\1", name)
 
 
-def find_names(names: Collection[str], known: Iterable[Mapping[str, str]], prefix: Optional[str] = None) -> dict[str, dict[str, str]]:
+def find_names(
+    names: Collection[str], known: Iterable[Mapping[str, str]], prefix: Optional[str] = None
+) -> dict[str, dict[str, str]]:
     """Which Parameters the names in a file are.
 
     Names are compared without wrappers and without the prefix under which most of them fit.
@@ -123,8 +135,14 @@ def find_names(names: Collection[str], known: Iterable[Mapping[str, str]], prefi
             plain, shorten = naming, str
         short = {name: shorten(name) for name in names}
         starts = [shorten(prefix)] if prefix is not None else _best_starts(short.values(), plain)
-        found = {start: {name: plain[rest[len(start):]] for name, rest in short.items()
-                         if rest.startswith(start) and rest[len(start):] in plain} for start in starts}
+        found = {
+            start: {
+                name: plain[rest[len(start) :]]
+                for name, rest in short.items()
+                if rest.startswith(start) and rest[len(start) :] in plain
+            }
+            for start in starts
+        }
         if found and len(found[starts[0]]) > len(next(iter(best.values()))):
             best = found
     return best

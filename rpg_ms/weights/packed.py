@@ -13,6 +13,7 @@ little-endian and each in the order of the table:
 
 `sha256` in the header is that of the whole file with these 64 digits as zeros, so that no byte can change unnoticed.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -35,9 +36,9 @@ VERSION = 2
 VALUE_TYPES = {"float32": "F32", "float16": "F16", "int8": "I8"}  # and what safetensors calls them
 MASK = "_mask"  # a mask's name is its weight's name with this behind it
 BIAS = 127  # of the exponents
-LARGEST = 2 ** 30  # weights; what a file may unpack to if its reader knows no better
-LARGEST_TABLE = 2 ** 22  # bytes
-LARGEST_HEADER = 10 ** 8  # bytes; the limit of safetensors itself
+LARGEST = 2**30  # weights; what a file may unpack to if its reader knows no better
+LARGEST_TABLE = 2**22  # bytes
+LARGEST_HEADER = 10**8  # bytes; the limit of safetensors itself
 NO_DIGEST = "0" * 64
 
 Arrays = dict[str, np.ndarray]
@@ -111,8 +112,9 @@ _TABLE = TypeAdapter(list[Union[PrunedTensor, RestTensor]])
 # ----------------------------------------------------------------------------------------------------
 
 
-def _encode_values(values: np.ndarray, channels: np.ndarray, channel_count: int,
-                   value_type: str) -> tuple[np.ndarray, np.ndarray]:
+def _encode_values(
+    values: np.ndarray, channels: np.ndarray, channel_count: int, value_type: str
+) -> tuple[np.ndarray, np.ndarray]:
     """float32 `[count]` as `value_type`, and the channels' exponents, uint8 `[channel_count]` or none."""
     if value_type != "int8":
         with np.errstate(over="ignore"):  # what float16 cannot hold becomes infinite, which is refused
@@ -167,15 +169,20 @@ def pack(arrays: Mapping[str, np.ndarray], value_type: str, about: Mapping[str, 
             rest.append(array.astype(array.dtype.newbyteorder("<")).tobytes())
             continue
         mask = arrays[name + MASK]
-        if (array.dtype not in (np.float32, np.float16) or mask.dtype != np.bool_ or mask.shape != array.shape
-                or array[~mask].any()):
+        if (
+            array.dtype not in (np.float32, np.float16)
+            or mask.dtype != np.bool_
+            or mask.shape != array.shape
+            or array[~mask].any()
+        ):
             raise ValueError(f"{name} is not a float32 or float16 weight that is 0 wherever its mask is")
         channels = np.flatnonzero(mask) // (array.size // len(array))
         own_values, own_exponents = _encode_values(array[mask].astype(np.float32), channels, len(array), value_type)
         if not np.isfinite(own_values).all():
             raise ValueError(f"{name} has weights that are too large for {value_type}")
-        table.append({"name": name, "shape": array.shape,
-                      **({"weight_dtype": "float16"} if array.dtype == np.float16 else {})})
+        table.append(
+            {"name": name, "shape": array.shape, **({"weight_dtype": "float16"} if array.dtype == np.float16 else {})}
+        )
         kept.append(mask.ravel())
         values.append(own_values)
         exponents.append(own_exponents)
@@ -185,9 +192,16 @@ def pack(arrays: Mapping[str, np.ndarray], value_type: str, about: Mapping[str, 
         "positions": np.frombuffer(encode_positions(mask), np.uint8),
         "values": _joined(values, value_type),
         "rest": np.frombuffer(b"".join(rest), np.uint8),
-        **({"exponents": _joined(exponents, np.uint8)} if value_type == "int8" else {})}
-    header = {"sha256": NO_DIGEST, "version": VERSION, "about": dict(about), "value_type": value_type,
-              "prunable": mask.size, "nonzero": len(tensors["values"])}
+        **({"exponents": _joined(exponents, np.uint8)} if value_type == "int8" else {}),
+    }
+    header = {
+        "sha256": NO_DIGEST,
+        "version": VERSION,
+        "about": dict(about),
+        "value_type": value_type,
+        "prunable": mask.size,
+        "nonzero": len(tensors["values"]),
+    }
     content = save(tensors, {FORMAT: json.dumps(header, separators=(",", ":"), allow_nan=False)})
     return content.replace(NO_DIGEST.encode(), hashlib.sha256(content).hexdigest().encode(), 1)
 
@@ -249,10 +263,10 @@ def unpack(content: bytes, largest: int = LARGEST) -> tuple[Header, Arrays]:
     for entry in table:
         if isinstance(entry, RestTensor):
             dtype = np.dtype(entry.dtype)
-            array = np.frombuffer(rest[:entry.bytes], dtype.newbyteorder("<")).astype(dtype)
+            array = np.frombuffer(rest[: entry.bytes], dtype.newbyteorder("<")).astype(dtype)
             if entry.dtype == "bool" and (array.view(np.uint8) > 1).any():
                 raise ValueError(f"{entry.name} is neither true nor false")
-            rest = rest[entry.bytes:]
+            rest = rest[entry.bytes :]
         else:
             array, mask = next(pruned)
             arrays[entry.name + MASK] = mask.reshape(entry.shape)
@@ -262,8 +276,9 @@ def unpack(content: bytes, largest: int = LARGEST) -> tuple[Header, Arrays]:
     return header, arrays
 
 
-def _unpack_pruned(header: Header, entries: list[PrunedTensor],
-                   tensors: Mapping[str, Any]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _unpack_pruned(
+    header: Header, entries: list[PrunedTensor], tensors: Mapping[str, Any]
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Of each pruned tensor the weight and the mask, bool, both flat."""
     positions = decode_positions(tensors["positions"]["data"], header.nonzero, header.prunable)
     values = np.frombuffer(tensors["values"]["data"], np.dtype(header.value_type).newbyteorder("<"))
@@ -279,7 +294,7 @@ def _unpack_pruned(header: Header, entries: list[PrunedTensor],
         mask[indices] = True
         yield array, mask
         start += size
-        exponents = None if exponents is None else exponents[entry.shape[0]:]
+        exponents = None if exponents is None else exponents[entry.shape[0] :]
 
 
 def _parse_header(json_header: bytes) -> Header:
@@ -295,8 +310,10 @@ def _parse_header(json_header: bytes) -> Header:
 
 def _check_digest(header: Header, content: bytes) -> None:
     digest = header.sha256.encode()
-    if _json_header(content).count(digest) != 1 or header.sha256 != hashlib.sha256(
-            content.replace(digest, NO_DIGEST.encode(), 1)).hexdigest():
+    if (
+        _json_header(content).count(digest) != 1
+        or header.sha256 != hashlib.sha256(content.replace(digest, NO_DIGEST.encode(), 1)).hexdigest()
+    ):
         raise ValueError("its checksum is wrong")
 
 
@@ -306,29 +323,34 @@ def _check_tensors(header: Header, tensors: Mapping[str, Any]) -> None:
     if header.value_type == "int8":
         kinds["exponents"] = "U8"
     if {name: (tensor["dtype"], len(tensor["shape"])) for name, tensor in tensors.items()} != {
-            name: (kind, 1) for name, kind in kinds.items()}:
+        name: (kind, 1) for name, kind in kinds.items()
+    }:
         raise ValueError(f"it does not hold {', '.join(f'{name} ({kind})' for name, kind in kinds.items())}")
 
 
-def _check_sizes(header: Header, table: list[Union[PrunedTensor, RestTensor]], tensors: Mapping[str, Any],
-                 largest: int) -> None:
+def _check_sizes(
+    header: Header, table: list[Union[PrunedTensor, RestTensor]], tensors: Mapping[str, Any], largest: int
+) -> None:
     """Refuse a table and a header whose numbers are not those of the tensors and the reader."""
     pruned = [entry for entry in table if isinstance(entry, PrunedTensor)]
     names = [entry.name for entry in table] + [entry.name + MASK for entry in pruned]
     if len(set(names)) != len(names):
         raise ValueError("its table names a parameter twice")
-    if any(len(entry.shape) > 8 or any(not 1 <= side < 2 ** 31 for side in entry.shape) for entry in table):
+    if any(len(entry.shape) > 8 or any(not 1 <= side < 2**31 for side in entry.shape) for entry in table):
         raise ValueError("its table has a shape that no parameter has")
     size = sum(math.prod(entry.shape) for entry in table)
     if size > largest:
-        raise ValueError(f"{header.about.model} with {size} weights once unpacked, more than the {largest} that are"
-                         " expected here")
+        raise ValueError(
+            f"{header.about.model} with {size} weights once unpacked, more than the {largest} that are expected here"
+        )
     prunable = sum(math.prod(entry.shape) for entry in pruned)
     if header.prunable != prunable:
         raise ValueError(f"its header counts {header.prunable} prunable weights, its table {prunable}")
-    counted = {"values": (header.nonzero, "header"),
-               "rest": (sum(entry.bytes for entry in table if isinstance(entry, RestTensor)), "table"),
-               "exponents": (sum(entry.shape[0] for entry in pruned), "table")}
+    counted = {
+        "values": (header.nonzero, "header"),
+        "rest": (sum(entry.bytes for entry in table if isinstance(entry, RestTensor)), "table"),
+        "exponents": (sum(entry.shape[0] for entry in pruned), "table"),
+    }
     for name, (count, source) in counted.items():
         if name in tensors and tensors[name]["shape"] != [count]:
             raise ValueError(f"its {name} are {tensors[name]['shape'][0]}, not the {count} of its {source}")
@@ -342,7 +364,7 @@ def _validated(validate: Callable[[Any], _T], text: Any, part: str) -> _T:
 
 
 def _json_header(content: bytes) -> bytes:
-    return content[8:8 + int.from_bytes(content[:8], "little")]
+    return content[8 : 8 + int.from_bytes(content[:8], "little")]
 
 
 def _read_json_header(path: Union[str, PathLike]) -> bytes:

@@ -3,6 +3,7 @@
 Beyond the entropy, this costs two million randomly placed float32 weights 0.2 % of their file at 2 % density, 0.1 % at
 20 %, and at no density above 0.5 % more than 1.1 %. With layers of different densities it costs half a percent at 2 %.
 """
+
 from __future__ import annotations
 
 import zlib

@@ -2,6 +2,7 @@
 
 `inert_pickle` reads the pickle; here its tensors get their values. What is no weight stays an inert stand-in.
 """
+
 from __future__ import annotations
 
 import io
@@ -17,10 +18,10 @@ import numpy as np
 from rpg_ms.errors import UserError, one_line
 from rpg_ms.weights.inert_pickle import InertUnpickler, StandIn, Storage, Tensor
 
-LEGACY_MAGIC = 0x1950a86a20f9469cfc6c
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
 LARGER = 16  # times the file: what all its tensors together may take, as several may be views of one storage
-LONGEST = 2 * 10 ** 6  # characters of all the names in a pickled module
+LONGEST = 2 * 10**6  # characters of all the names in a pickled module
 MODULE_PARTS = ("_parameters", "_buffers", "_modules")
 
 
@@ -71,7 +72,7 @@ def _read_zip(file: BinaryIO) -> Any:
     size = file.seek(0, io.SEEK_END)
     with zipfile.ZipFile(file) as archive:
         entries = {entry.filename: entry for entry in archive.infolist()}
-        root = next((name[:-len("data.pkl")] for name in entries if name.endswith("/data.pkl")), None)
+        root = next((name[: -len("data.pkl")] for name in entries if name.endswith("/data.pkl")), None)
         if root is None:
             raise pickle.UnpicklingError("a zip archive without data.pkl")
         if any(name.startswith(root + "code/") for name in entries):
@@ -89,6 +90,7 @@ def _read_zip(file: BinaryIO) -> Any:
             if storage.key not in cache:
                 cache[storage.key] = to_array(archive.read(f"{root}data/{storage.key}"), storage.dtype)
             return cache[storage.key]
+
         return _Resolver(values, LARGER * size).resolved(content)
 
 
@@ -184,8 +186,11 @@ class _Resolver:
 
 def _is_module(item: Any) -> bool:
     """Whether a stand-in is one of a torch.nn.Module."""
-    return isinstance(item, StandIn) and type(item.state) is dict and all(
-        type(item.state.get(part)) is dict for part in MODULE_PARTS)
+    return (
+        isinstance(item, StandIn)
+        and type(item.state) is dict
+        and all(type(item.state.get(part)) is dict for part in MODULE_PARTS)
+    )
 
 
 def _state_dict(module: StandIn) -> dict[str, Any]:
@@ -195,16 +200,24 @@ def _state_dict(module: StandIn) -> dict[str, Any]:
         parameters, buffers, modules = (module.state[part] for part in MODULE_PARTS)
         passing = module.state.get("_non_persistent_buffers_set")
         passing = passing.args[0] if isinstance(passing, StandIn) and passing.args else []
-        length += sum(len(prefix) + len(name) for part in (parameters, buffers, modules) for name in part
-                      if type(name) is str) + len(parameters) + len(buffers) + len(modules) + len(passing)
+        length += (
+            sum(
+                len(prefix) + len(name) for part in (parameters, buffers, modules) for name in part if type(name) is str
+            )
+            + len(parameters)
+            + len(buffers)
+            + len(modules)
+            + len(passing)
+        )
         if length > LONGEST:  # modules can hold one another, and themselves
             raise pickle.UnpicklingError("a module of too many parts")
         passing = {name for name in passing if type(name) is str}
         for name, value in (*parameters.items(), *buffers.items()):
             if type(name) is str and value is not None and name not in passing:
                 found[prefix + name] = value
-        todo.extend((f"{prefix}{name}.", part) for name, part in modules.items()
-                    if type(name) is str and _is_module(part))
+        todo.extend(
+            (f"{prefix}{name}.", part) for name, part in modules.items() if type(name) is str and _is_module(part)
+        )
     return found
 
 

@@ -34,11 +34,17 @@ def mixed():
 def test_finds_layers_and_says_what_it_skipped(mixed):
     found = sparsify(mixed)
     assert [(layer.name, layer.kind) for layer in found.layers] == [
-        ("stem", "conv"), ("body.0", "conv"), ("up", "conv"), ("head", "dense")]
+        ("stem", "conv"),
+        ("body.0", "conv"),
+        ("up", "conv"),
+        ("head", "dense"),
+    ]
     assert found.prunable == 8 * 3 * 9 + 8 * 9 + 8 * 4 * 4 + 4 * 5
     assert found.nonzero == found.prunable and found.density == 1
     assert {skip.name: skip.reason.split(",")[0] for skip in found.skipped} == {
-        "table": "'table' of a Mixed", "words.embedding_table": "'embedding_table' of a Embedding"}
+        "table": "'table' of a Mixed",
+        "words.embedding_table": "'embedding_table' of a Embedding",
+    }
     assert type(mixed.stem) is MaskedConv2d and type(mixed.head) is MaskedDense
     assert type(mixed.body[0]) is MaskedConv2d
 
@@ -84,7 +90,9 @@ def test_exclude(mixed):
     found = sparsify(mixed, exclude=["stem", "body.*"])
     assert [layer.name for layer in found.layers] == ["up", "head"]
     assert {skip.reason for skip in found.skipped if "excluded" in skip.reason} == {
-        "excluded by 'stem'", "excluded by 'body.*'"}
+        "excluded by 'stem'",
+        "excluded by 'body.*'",
+    }
     with pytest.raises(ValueError, match="'steem'"):
         sparsify(Mixed(), exclude=["steem"])
     with pytest.raises(ValueError, match="no convolution or dense layer"):
@@ -109,10 +117,14 @@ def test_a_network_with_nothing_to_prune_says_why():
     assert not isinstance(error.value, NothingMatches)
 
 
-@pytest.mark.parametrize("own, what", [
-    (lambda cell: ms.Parameter(ops.ones_like(cell.weight), name="weight_mask"), "Float32 of shape .4, 4."),
-    (lambda cell: ms.Parameter(ms.Tensor(np.ones(4, np.bool_)), name="weight_mask"), "Bool of shape .4,."),
-    (lambda cell: "none", "a str")])
+@pytest.mark.parametrize(
+    "own, what",
+    [
+        (lambda cell: ms.Parameter(ops.ones_like(cell.weight), name="weight_mask"), "Float32 of shape .4, 4."),
+        (lambda cell: ms.Parameter(ms.Tensor(np.ones(4, np.bool_)), name="weight_mask"), "Bool of shape .4,."),
+        (lambda cell: "none", "a str"),
+    ],
+)
 def test_a_weight_mask_that_is_none_of_ours_is_refused(own, what):
     class OwnMask(nn.Dense):
         def __init__(self, *arguments):
@@ -131,9 +143,13 @@ def test_shared_weight_has_one_mask():
 
 
 def test_every_convolution_of_mint_is_found():
-    for cell in (mint.nn.Conv1d(2, 3, 3), mint.nn.Conv2d(2, 3, 3), mint.nn.Conv3d(2, 3, 3),
-                 mint.nn.ConvTranspose2d(2, 3, 3)):
-        layer, = sparsify(nn.SequentialCell([cell])).layers
+    for cell in (
+        mint.nn.Conv1d(2, 3, 3),
+        mint.nn.Conv2d(2, 3, 3),
+        mint.nn.Conv3d(2, 3, 3),
+        mint.nn.ConvTranspose2d(2, 3, 3),
+    ):
+        (layer,) = sparsify(nn.SequentialCell([cell])).layers
         assert layer.kind == "conv" and layer.mask.shape == cell.weight.shape
 
 
@@ -141,6 +157,7 @@ def test_subclass_keeps_its_own_construct():
     class Halved(nn.Conv2d):
         def construct(self, x):
             return 0.5 * super().construct(x)
+
     net = nn.SequentialCell([Halved(3, 4, 3)])
     ms.set_context(mode=ms.PYNATIVE_MODE)
     x = ms.Tensor(np.ones((1, 3, 5, 5), np.float32))

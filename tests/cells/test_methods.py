@@ -1,4 +1,5 @@
 """What makes each method that method, seen on a small network in training."""
+
 from types import SimpleNamespace
 
 import mindspore as ms
@@ -62,8 +63,10 @@ def build(tmp_path):
 
 def arrays(found):
     """Copies of all weights and masks."""
-    return ([layer.weight.asnumpy().copy() for layer in found.layers],
-            [layer.mask.asnumpy().copy() for layer in found.layers])
+    return (
+        [layer.weight.asnumpy().copy() for layer in found.layers],
+        [layer.mask.asnumpy().copy() for layer in found.layers],
+    )
 
 
 def same(a, b):
@@ -74,8 +77,14 @@ def same(a, b):
 def test_ends_at_exactly_the_target_and_takes_the_rank_term(build, method):
     ends = []
     for settings in (), ("rank.lambda=1", "rank.every=step"):
-        found, step = build(method, "train.epochs=2", "pruning.update_every=1", "pruning.prune_until=0.8",
-                            "pruning.freeze_after=0.9", *settings)
+        found, step = build(
+            method,
+            "train.epochs=2",
+            "pruning.update_every=1",
+            "pruning.prune_until=0.8",
+            "pruning.freeze_after=0.9",
+            *settings,
+        )
         for t in range(2 * Task.steps_per_epoch):
             loss = step(*batch(t))
             assert np.isfinite(loss.asnumpy())
@@ -142,7 +151,8 @@ def test_uniform_gmp_prunes_every_layer_alike(build):
     for t in range(4):
         step(*batch(t))
     assert [layer.mask.asnumpy().sum() for layer in found.layers] == pytest.approx(
-        [0.2 * layer.mask.size for layer in found.layers], abs=1)
+        [0.2 * layer.mask.size for layer in found.layers], abs=1
+    )
 
 
 @pytest.mark.parametrize("method, by_gradient", [("set", False), ("rigl", True)])
@@ -161,7 +171,7 @@ def test_set_and_rigl_drop_the_smallest_and_grow(build, method, by_gradient):
     for weight, mask, gradient, layer, count in zip(weights, masks, gradients, found.layers, counts):
         n_grow = int(fraction * count)
         kept = np.zeros(mask.size, bool)
-        kept[np.argsort(-abs(np.where(mask, weight, 0)).ravel(), kind="stable")[:count - n_grow]] = True
+        kept[np.argsort(-abs(np.where(mask, weight, 0)).ravel(), kind="stable")[: count - n_grow]] = True
         new = layer.mask.asnumpy().ravel()
         assert new.sum() == count and new[kept].all()
         grown = new & ~kept
@@ -203,7 +213,7 @@ def test_granet_regrows_while_it_prunes(build):
     assert step.record.drop_fraction == pytest.approx(fraction)
     for weight, gradient, layer, count in zip(weights, gradients, found.layers, counts):
         n_grow = int(fraction * count)
-        kept = np.argsort(-abs(weight).ravel(), kind="stable")[:count - n_grow]
+        kept = np.argsort(-abs(weight).ravel(), kind="stable")[: count - n_grow]
         score = abs(gradient).ravel()
         score[kept] = -1
         grown = np.argsort(-score, kind="stable")[:n_grow]
@@ -223,13 +233,25 @@ def test_a_network_that_was_pruned_before_is_not_opened_again(build, method, pru
     assert (counts[0], counts[-1]) == (target_count(found.prunable, pruned), target_count(found.prunable, 0.2))
 
 
-@pytest.mark.parametrize("method, opens", [("rpg", False), ("gmp", False), ("one_shot", False), ("st3", False),
-                                           ("acdc", True), ("rigl", True), ("static", True)])
+@pytest.mark.parametrize(
+    "method, opens",
+    [
+        ("rpg", False),
+        ("gmp", False),
+        ("one_shot", False),
+        ("st3", False),
+        ("acdc", True),
+        ("rigl", True),
+        ("static", True),
+    ],
+)
 def test_a_target_above_what_a_pruned_network_has(build, method, opens):
     if opens:
         assert build(method, "pruning.update_every=1", pruned=0.1)
     else:
-        with pytest.raises(UserError, match=r"^pruning.density: 0.2 is more than model.pretrained has, .* to 56 of 564 "):
+        with pytest.raises(
+            UserError, match=r"^pruning.density: 0.2 is more than model.pretrained has, .* to 56 of 564 "
+        ):
             build(method, "pruning.update_every=1", pruned=0.1)
 
 
@@ -300,7 +322,8 @@ def test_st3_leaves_no_layer_empty_that_has_a_mask(build):
     for layer in found.layers:
         assert np.array_equal(layer.weight.asnumpy() != 0, layer.mask.asnumpy())
     assert [float(threshold.asnumpy()) for threshold in soft.thresholds[1:]] == pytest.approx(
-        [np.sort(np.concatenate([a.ravel() for a in latents[1:]]))[-sum(counts)]] * 2, rel=0.01)
+        [np.sort(np.concatenate([a.ravel() for a in latents[1:]]))[-sum(counts)]] * 2, rel=0.01
+    )
 
 
 def test_st3_s_average_is_as_sparse_as_its_network(build):
@@ -317,8 +340,9 @@ def test_st3_s_average_is_as_sparse_as_its_network(build):
 
 @pytest.mark.parametrize("mode", [ms.GRAPH_MODE, ms.PYNATIVE_MODE], ids=["graph", "pynative"])
 def test_st3_goes_straight_through(build, mode):
-    found, step = build("st3", "optimizer.momentum=0", "optimizer.weight_decay=0", "pruning.schedule=constant",
-                        "schedule.name=constant")
+    found, step = build(
+        "st3", "optimizer.momentum=0", "optimizer.weight_decay=0", "pruning.schedule=constant", "schedule.name=constant"
+    )
     ms.set_context(mode=mode)
     for t in range(5):
         step(*batch(t))
@@ -341,4 +365,3 @@ def test_st3_goes_straight_through(build, mode):
     assert step.record is not None and found.layers[1].mask.asnumpy()[tuple(out)]  # and come back
     assert abs(found.layers[1].weight.asnumpy()[tuple(out)]) > 1
     assert found.nonzero == target_count(found.prunable, 0.2)
-

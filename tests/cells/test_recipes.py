@@ -1,4 +1,5 @@
 """Loss scaling, micro-batches, clipping, the weight average."""
+
 import mindspore as ms
 import numpy as np
 import pytest
@@ -37,9 +38,15 @@ def build(prunes=True, average=None, every="update", **options):
     found = sparsify(network)
     optimizer = create_optimizer(network.trainable_params(), "momentum", lr=[0.05] * 100, weight_decay=0.01)
     average = WeightAverage(network, average) if average else None
-    step = SparseTrainStep(ScaledLoss(network), optimizer, found.layers, pruner() if prunes else None,
-                           rank_term(found.layers, every=every), average=average,
-                           options=StepOptions(**options)).set_train()
+    step = SparseTrainStep(
+        ScaledLoss(network),
+        optimizer,
+        found.layers,
+        pruner() if prunes else None,
+        rank_term(found.layers, every=every),
+        average=average,
+        options=StepOptions(**options),
+    ).set_train()
     return network, found, step
 
 
@@ -62,27 +69,27 @@ def mode(request):
 def test_loss_scale_does_not_reach_weights_nor_masks():
     """A power of two scales exactly: the same run with and without it is the same to the bit."""
     runs = []
-    for scaler in (None, amp.DynamicLossScaler(2 ** 10, 2, 4)):
+    for scaler in (None, amp.DynamicLossScaler(2**10, 2, 4)):
         _, found, step = build(scaler=scaler)
         for t in range(1, 13):
             step(*data(t), ONE)
         runs.append(arrays(found))
     assert_equal(*runs)
-    assert scaler.scale_value.asnumpy() > 2 ** 10  # it grew on the way
+    assert scaler.scale_value.asnumpy() > 2**10  # it grew on the way
 
 
 def test_overflow_leaves_a_plain_step_out():
-    _, found, step = build(scaler=amp.DynamicLossScaler(2 ** 10, 2, 100))
+    _, found, step = build(scaler=amp.DynamicLossScaler(2**10, 2, 100))
     step(*data(1), ONE)
     before = arrays(found)
     step(*data(2), INFINITY)
     assert_equal(arrays(found), before)
-    assert step.scaler.scale_value.asnumpy() == 2 ** 9
+    assert step.scaler.scale_value.asnumpy() == 2**9
     assert step.optimizer.global_step.asnumpy().tolist() == [2]  # the learning rate's schedule goes on
 
 
 def test_overflow_postpones_an_update_to_the_next_finite_step():
-    _, found, step = build(scaler=amp.DynamicLossScaler(2 ** 10, 2, 100))
+    _, found, step = build(scaler=amp.DynamicLossScaler(2**10, 2, 100))
     for t in (1, 2):
         step(*data(t), ONE)
     for t in (3, 4):
@@ -98,7 +105,7 @@ def test_overflow_postpones_an_update_to_the_next_finite_step():
 
 
 def test_overflow_to_the_end_still_meets_the_target():
-    _, found, step = build(scaler=amp.DynamicLossScaler(2 ** 10, 2, 100))
+    _, found, step = build(scaler=amp.DynamicLossScaler(2**10, 2, 100))
     for t in range(1, 13):
         step(*data(t), INFINITY if t >= 9 else ONE)
     assert step.pruner.pending and found.nonzero > round(0.1 * found.prunable)
@@ -153,8 +160,12 @@ def test_clipping_bounds_the_masked_gradient():
         before = {p.name: p.asnumpy().copy() for p in network.trainable_params()}
         step(*data(1), ONE)
         # One step of momentum SGD from rest: gradient plus decay, so take the decay off again.
-        moved = np.sqrt(sum((((before[p.name] - p.asnumpy()) / 0.05 - 0.01 * before[p.name]) ** 2).sum()
-                            for p in network.trainable_params()))
+        moved = np.sqrt(
+            sum(
+                (((before[p.name] - p.asnumpy()) / 0.05 - 0.01 * before[p.name]) ** 2).sum()
+                for p in network.trainable_params()
+            )
+        )
         assert (moved <= 1.05e-3) == bounded
 
 

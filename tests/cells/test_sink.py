@@ -1,4 +1,5 @@
 """Steps that run in one graph are the same steps."""
+
 import mindspore as ms
 import numpy as np
 import pytest
@@ -24,11 +25,18 @@ def trained(sink_size, optimizer, average, every="update", **options):
     ms.set_seed(3)
     network = Net()
     found = sparsify(network)
-    optimizer = create_optimizer(network.trainable_params(), optimizer, lr=[0.05 / (t + 1) for t in range(16)],
-                                 weight_decay=0.01)
-    step = SparseTrainStep(WithLoss(network), optimizer, found.layers, every_five(), rank_term(found.layers, every=every),
-                           average=WeightAverage(network, 0.9) if average else None,
-                           options=StepOptions(sink_size=sink_size, **options)).set_train()
+    optimizer = create_optimizer(
+        network.trainable_params(), optimizer, lr=[0.05 / (t + 1) for t in range(16)], weight_decay=0.01
+    )
+    step = SparseTrainStep(
+        WithLoss(network),
+        optimizer,
+        found.layers,
+        every_five(),
+        rank_term(found.layers, every=every),
+        average=WeightAverage(network, 0.9) if average else None,
+        options=StepOptions(sink_size=sink_size, **options),
+    ).set_train()
     losses, sunk = [], 0
     while step.step_number < 12:
         if step.can_sink():
@@ -40,15 +48,19 @@ def trained(sink_size, optimizer, average, every="update", **options):
     return losses, state, sunk
 
 
-@pytest.mark.parametrize("options", [
-    {"optimizer": "momentum", "average": True, "clip_norm": 1.0},
-    {"optimizer": "adamw", "average": False, "scaler": True},
-    {"optimizer": "momentum", "average": False, "every": "step"},
-], ids=["momentum-ema-clip", "adamw-scaler", "rank-every-step"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"optimizer": "momentum", "average": True, "clip_norm": 1.0},
+        {"optimizer": "adamw", "average": False, "scaler": True},
+        {"optimizer": "momentum", "average": False, "every": "step"},
+    ],
+    ids=["momentum-ema-clip", "adamw-scaler", "rank-every-step"],
+)
 def test_sunk_steps_are_the_steps_one_by_one(options):
     runs = []
     for sink_size in (1, 2):
-        scaler = {"scaler": amp.DynamicLossScaler(2 ** 10, 2, 3)} if options.get("scaler") else {}
+        scaler = {"scaler": amp.DynamicLossScaler(2**10, 2, 3)} if options.get("scaler") else {}
         runs.append(trained(sink_size, **{**options, **scaler}))
     assert runs[0][2] == 0 and runs[1][2] == 10  # all but the updates, 5 and 10
     assert runs[0][0] == runs[1][0]
@@ -59,8 +71,9 @@ def test_sunk_steps_are_the_steps_one_by_one(options):
 def test_what_cannot_be_sunk_is_refused():
     network = Net()
     optimizer = create_optimizer(network.trainable_params(), "momentum", lr=0.1)
-    step = SparseTrainStep(WithLoss(network), optimizer, sparsify(network).layers, every_five(),
-                           options=StepOptions(sink_size=5))
+    step = SparseTrainStep(
+        WithLoss(network), optimizer, sparsify(network).layers, every_five(), options=StepOptions(sink_size=5)
+    )
     assert not step.can_sink()  # the fifth is an update
     with pytest.raises(ValueError, match="cannot be sunk"):
         step.sink([batch(i) for i in range(5)])
@@ -69,8 +82,19 @@ def test_what_cannot_be_sunk_is_refused():
 def test_a_run_with_sinking_leaves_the_same_run_behind(tmp_path):
     (tmp_path / "tiny.yaml").write_text(TINY)
     for size in (1, 3):
-        last_json(door("train.py", "--config", "tiny.yaml", "--output_dir", f"out{size}", "--set", f"train.sink_size={size}",
-                       "train.log_every=4", cwd=tmp_path))
+        last_json(
+            door(
+                "train.py",
+                "--config",
+                "tiny.yaml",
+                "--output_dir",
+                f"out{size}",
+                "--set",
+                f"train.sink_size={size}",
+                "train.log_every=4",
+                cwd=tmp_path,
+            )
+        )
     one, three = (ms.load_checkpoint(str(tmp_path / f"out{size}/last.ckpt")) for size in (1, 3))
     for name, value in one.items():
         if name != "rpg_state":

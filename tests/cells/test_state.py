@@ -1,4 +1,5 @@
 """What the training cell hands to a checkpoint is all that it needs to go on."""
+
 from types import SimpleNamespace
 
 import mindspore as ms
@@ -39,17 +40,26 @@ def build(seed, optimizer="momentum", scaler=False, soft=False, average=False, c
     parameters = network.trainable_params() if soft is None else soft.trained(network.trainable_params())
     optimizer = create_optimizer(parameters, optimizer, lr=[0.05 / (1 + t) for t in range(20)], weight_decay=0.01)
     step = SparseTrainStep(
-        ScaledLoss(network), optimizer, layers, pruner(**dict(choices)), rank_term(layers), soft,
+        ScaledLoss(network),
+        optimizer,
+        layers,
+        pruner(**dict(choices)),
+        rank_term(layers),
+        soft,
         WeightAverage(network, 0.8) if average else None,
-        StepOptions(scaler=amp.DynamicLossScaler(2 ** 10, 2, 3) if scaler else None))
+        StepOptions(scaler=amp.DynamicLossScaler(2**10, 2, 3) if scaler else None),
+    )
     return network, step.set_train()
 
 
 def advance(step, steps, overflow=()):
     for t in steps:
         rng = np.random.default_rng(t)
-        step(ms.Tensor(rng.standard_normal((8, 2, 6, 6)), ms.float32), ms.Tensor(rng.integers(0, 3, 8), ms.int32),
-             INFINITY if t in overflow else ONE)
+        step(
+            ms.Tensor(rng.standard_normal((8, 2, 6, 6)), ms.float32),
+            ms.Tensor(rng.integers(0, 3, 8), ms.int32),
+            INFINITY if t in overflow else ONE,
+        )
 
 
 def everything(network, step):
@@ -74,8 +84,12 @@ def test_goes_on_from_a_checkpoint_to_the_bit(parts, overflow, mode, tmp_path):
     assert step.pruner.pending == bool(overflow)
     # Anything that has `state` and `load_state` can be saved and restored: a checkpoint knows no more of the cell.
     checkpoints = Checkpoints(tmp_path, 2, ALONE)
-    checkpoints.save(network, SimpleNamespace(state=step.state),
-                     {"step": 4, "seconds": 1.0, "model": "net", "best_step": None}, False)
+    checkpoints.save(
+        network,
+        SimpleNamespace(state=step.state),
+        {"step": 4, "seconds": 1.0, "model": "net", "best_step": None},
+        False,
+    )
     again, other = build(2, **parts)
     assert everything(again, other) != everything(network, step)
     state = checkpoints.restore(again, SimpleNamespace(load_state=other.load_state), print)
@@ -90,7 +104,9 @@ def test_a_checkpoint_of_an_earlier_version_is_refused(tmp_path):
     network, step = build(1)
     checkpoints = Checkpoints(tmp_path, 2, ALONE)
     checkpoints.save(network, step, {"step": 4, "seconds": 1.0, "model": "net", "ranks": 1}, False)
-    with pytest.raises(UserError, match="step-000000004.ckpt: holds no world_size, best: .* an earlier version of rpg_ms$"):
+    with pytest.raises(
+        UserError, match="step-000000004.ckpt: holds no world_size, best: .* an earlier version of rpg_ms$"
+    ):
         checkpoints.restore(network, step, print, ["step", "world_size", "best"])
 
 

@@ -29,20 +29,37 @@ class Net(nn.Cell):
 
 def data(seed=0, n=8):
     rng = np.random.default_rng(seed)
-    return (ms.Tensor(rng.standard_normal((n, 2, 6, 6)), ms.float32),
-            ms.Tensor(rng.integers(0, 3, n), ms.int32))
+    return (ms.Tensor(rng.standard_normal((n, 2, 6, 6)), ms.float32), ms.Tensor(rng.integers(0, 3, n), ms.int32))
 
 
-def build(prunes=True, alpha=0.3, rank=0.5, optimizer="momentum", lr=0.05, min_per_layer=1, optimizer_options=None,
-          **rank_options):
+def build(
+    prunes=True,
+    alpha=0.3,
+    rank=0.5,
+    optimizer="momentum",
+    lr=0.05,
+    min_per_layer=1,
+    optimizer_options=None,
+    **rank_options,
+):
     ms.set_seed(5)
     network = Net()
     found = sparsify(network)
-    optimizer = create_optimizer(network.trainable_params(), optimizer, lr=[lr] * 100, weight_decay=0.01,
-                                 weight_decay_filter="norm_and_bias", **(optimizer_options or {}))
-    step = SparseTrainStep(WithLoss(network), optimizer, found.layers,
-                           pruner(alpha=alpha, min_per_layer=min_per_layer) if prunes else None,
-                           networks.rank_term(found.layers, rank, **rank_options)).set_train()
+    optimizer = create_optimizer(
+        network.trainable_params(),
+        optimizer,
+        lr=[lr] * 100,
+        weight_decay=0.01,
+        weight_decay_filter="norm_and_bias",
+        **(optimizer_options or {}),
+    )
+    step = SparseTrainStep(
+        WithLoss(network),
+        optimizer,
+        found.layers,
+        pruner(alpha=alpha, min_per_layer=min_per_layer) if prunes else None,
+        networks.rank_term(found.layers, rank, **rank_options),
+    ).set_train()
     return network, found, step
 
 
@@ -57,16 +74,27 @@ def assert_masked(found, optimizer):
     for layer in found.layers:
         off = ~layer.mask.asnumpy()
         assert not layer.weight.asnumpy()[off].any(), layer.name
-        states = [p for p in optimizer.get_parameters()
-                  if p.name.endswith("." + layer.weight.name) and p.shape == layer.weight.shape]
+        states = [
+            p
+            for p in optimizer.get_parameters()
+            if p.name.endswith("." + layer.weight.name) and p.shape == layer.weight.shape
+        ]
         for state in states:
             assert not state.asnumpy()[off].any(), state.name
     return True
 
 
-@pytest.mark.parametrize("optimizer, options", [
-    ("momentum", {"momentum": 0.9}), ("momentum", {"momentum": 0.9, "nesterov": True}), ("momentum", {"momentum": 0.0}),
-    ("adam", {}), ("adamw", {})], ids=["sgd", "nesterov", "no momentum", "adam", "adamw"])
+@pytest.mark.parametrize(
+    "optimizer, options",
+    [
+        ("momentum", {"momentum": 0.9}),
+        ("momentum", {"momentum": 0.9, "nesterov": True}),
+        ("momentum", {"momentum": 0.0}),
+        ("adam", {}),
+        ("adamw", {}),
+    ],
+    ids=["sgd", "nesterov", "no momentum", "adam", "adamw"],
+)
 def test_weights_are_exactly_zero_where_masked_after_every_step(optimizer, options):
     for alpha in (0.3, 0.0):
         _, found, step = build(optimizer=optimizer, alpha=alpha, optimizer_options=options)
@@ -121,6 +149,7 @@ def test_dense_gradient_at_masked_positions_by_finite_differences():
     def objective(w):
         layer.weight.set_data(ms.Tensor(w))
         return float(step.task(*data(9))[0].asnumpy()) + 0.5 * float(step.rank_term()[0].asnumpy())
+
     for position in masked[:: max(1, len(masked) // 5)]:
         moved = []
         for h in (3e-3, -3e-3):
@@ -174,7 +203,7 @@ def test_rank_term_on_every_step_drives_the_weights():
     k, tails = first[1], {}
     for every, weight in moved.items():
         s = np.linalg.svd(weight.reshape(8, -1), compute_uv=False)
-        tails[every] = (s[k:] ** 2).sum() / (s ** 2).sum()
+        tails[every] = (s[k:] ** 2).sum() / (s**2).sum()
     assert tails["step"] > tails["update"]  # pushed away from rank k: more energy in the tail
 
 
@@ -197,6 +226,7 @@ def test_both_backends_choose_the_same_masks():
 
 def test_state_of_a_name_that_ends_like_another():
     """`head.fc.weight` and `fc.weight` have the same shape and end alike: each keeps its own state."""
+
     class Inner(nn.Cell):
         def __init__(self):
             super().__init__()
@@ -213,6 +243,7 @@ def test_state_of_a_name_that_ends_like_another():
 
         def construct(self, x, _):
             return ops.square(self.head(self.fc(x))).mean()
+
     ms.set_seed(1)
     network = Outer()
     found = sparsify(network)
@@ -232,6 +263,7 @@ def test_state_of_a_name_that_ends_like_another():
 def test_trains_under_mindspores_model():
     _, found, step = build()
     import mindspore.dataset as ds
+
     x, y = data(1, 32)
     batches = ds.NumpySlicesDataset((x.asnumpy(), y.asnumpy()), shuffle=False).batch(8)
     ms.Model(step).train(3, batches, dataset_sink_mode=False)
@@ -240,6 +272,7 @@ def test_trains_under_mindspores_model():
 
 def test_is_refused_as_a_part_of_a_graph():
     """As MindSpore's Model would make it with dataset_sink_mode=True on a device: no topology update would happen."""
+
     class Wrapper(nn.Cell):
         def __init__(self, step):
             super().__init__(auto_prefix=False)
@@ -247,6 +280,7 @@ def test_is_refused_as_a_part_of_a_graph():
 
         def construct(self, x, y):
             return self.step(x, y)
+
     _, found, step = build()
     if ms.get_context("mode") == ms.GRAPH_MODE:
         with pytest.raises(RuntimeError, match="dataset_sink_mode=False"):
@@ -263,8 +297,10 @@ def test_drop_by_saliency_keeps_the_largest_products_of_weight_and_gradient():
     for t in range(1, 3):
         step(*data(t))
     weights = [layer.weight.asnumpy().copy() for layer in found.layers]
-    gradients = [g.asnumpy() for g in ms.grad(step.task.network, None, ms.ParameterTuple(
-        [layer.weight for layer in found.layers]))(*data(3))]
+    gradients = [
+        g.asnumpy()
+        for g in ms.grad(step.task.network, None, ms.ParameterTuple([layer.weight for layer in found.layers]))(*data(3))
+    ]
     step(*data(3))
     score = np.concatenate([np.abs(w * g).ravel() for w, g in zip(weights, gradients)])
     kept = np.concatenate([layer.mask.asnumpy().ravel() for layer in found.layers])

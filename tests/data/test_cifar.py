@@ -1,4 +1,5 @@
 """The binary layout of CIFAR, also as MindSpore's own reader sees it."""
+
 import mindspore.dataset as ds
 import numpy as np
 import pytest
@@ -44,8 +45,9 @@ def test_training_images_of_the_five_files_in_order(tmp_path):
 def test_the_archives_own_folder_may_be_left_out_of_the_path(tmp_path):
     (tmp_path / "cifar-10-batches-bin").mkdir()
     cifar10(tmp_path / "cifar-10-batches-bin")
-    inside, above = (cifar.load(cifar.CIFAR10, str(root), "train")
-                     for root in (tmp_path / "cifar-10-batches-bin", tmp_path))
+    inside, above = (
+        cifar.load(cifar.CIFAR10, str(root), "train") for root in (tmp_path / "cifar-10-batches-bin", tmp_path)
+    )
     assert np.array_equal(inside[0], above[0]) and len(above[1]) == 100
 
 
@@ -60,8 +62,9 @@ def test_customary_shape_and_augmentation(tmp_path):
 
 
 @pytest.mark.parametrize("root", [None, "nowhere"])
-@pytest.mark.parametrize("name, files", [("cifar10", ["data_batch_5.bin", "test_batch.bin"]),
-                                         ("cifar100", ["train.bin", "test.bin"])])
+@pytest.mark.parametrize(
+    "name, files", [("cifar10", ["data_batch_5.bin", "test_batch.bin"]), ("cifar100", ["train.bin", "test.bin"])]
+)
 def test_absent_data_is_named_with_where_to_get_it(name, files, root):
     with pytest.raises(UserError) as error:
         load_dataset(DataConfig(name=name, root=root), 0)
@@ -71,9 +74,14 @@ def test_absent_data_is_named_with_where_to_get_it(name, files, root):
     assert "\n" not in message
 
 
-@pytest.mark.parametrize("content, words", [
-    (b"", "damaged: 0 bytes"), (bytes(3072), "damaged: 3072 bytes"),
-    (bytes([10]) + bytes(3072), "label 10 is not in 0")])
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (b"", "damaged: 0 bytes"),
+        (bytes(3072), "damaged: 3072 bytes"),
+        (bytes([10]) + bytes(3072), "label 10 is not in 0"),
+    ],
+)
 def test_a_damaged_file_is_named(tmp_path, content, words):
     cifar10(tmp_path)
     (tmp_path / "data_batch_3.bin").write_bytes(content)

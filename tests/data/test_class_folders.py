@@ -78,12 +78,15 @@ def test_other_depths_and_scales_of_grey(tmp_path):
     assert np.array_equal(read(tmp_path / "x.png"), (deep() >> 8).repeat(3, 2))
 
 
-@pytest.mark.parametrize("pixels, sample_format, words", [
-    (deep().astype(np.int16), 2, "16-bit signed numbers"),
-    (deep().astype(np.int32), 2, "32-bit signed numbers"),
-    (deep().astype(np.int8), 2, "8-bit signed numbers"),
-    (deep().astype(np.float32) / 65535, 3, "32-bit floating-point numbers"),
-])
+@pytest.mark.parametrize(
+    "pixels, sample_format, words",
+    [
+        (deep().astype(np.int16), 2, "16-bit signed numbers"),
+        (deep().astype(np.int32), 2, "32-bit signed numbers"),
+        (deep().astype(np.int8), 2, "8-bit signed numbers"),
+        (deep().astype(np.float32) / 65535, 3, "32-bit floating-point numbers"),
+    ],
+)
 def test_pixels_of_unknown_scale_are_refused(tmp_path, pixels, sample_format, words):
     for order in "<>":
         file = image_files.tiff(tmp_path / "x.tif", pixels, order=order, sample_format=sample_format)
@@ -115,8 +118,7 @@ def test_images_of_all_sizes_come_out_alike(tmp_path, augment, image_size):
     dataset = load(image_files.class_folders(tmp_path, train=2), augment=augment, image_size=image_size)
     size = image_size or 224
     assert dataset.size == size
-    for images, transform in ((dataset.train, dataset.train_transform),
-                              (dataset.test, dataset.test_transform)):
+    for images, transform in ((dataset.train, dataset.train_transform), (dataset.test, dataset.test_transform)):
         for i in range(len(images)):
             out = apply(transform, images.sample(i))["image"]
             assert (out.shape, out.dtype) == ((3, size, size), np.float32)
@@ -131,13 +133,16 @@ def test_the_test_transform_is_the_centre_of_the_resized_image(tmp_path):
     assert np.array_equal(np.asarray(crop(resize(image))), np.asarray(wanted))
 
 
-@pytest.mark.parametrize("damage, words", [
-    ("no train", ["data.root", "no folder train", "train/CLASS/*.JPEG"]),
-    ("no classes", ["train has no class folders"]),
-    ("empty class", ["n02 has no images"]),
-    ("class only in train", ["class n10 has a folder in train but none in val"]),
-    ("no root", ["data.root: not set", "train/ and val/"]),
-])
+@pytest.mark.parametrize(
+    "damage, words",
+    [
+        ("no train", ["data.root", "no folder train", "train/CLASS/*.JPEG"]),
+        ("no classes", ["train has no class folders"]),
+        ("empty class", ["n02 has no images"]),
+        ("class only in train", ["class n10 has a folder in train but none in val"]),
+        ("no root", ["data.root: not set", "train/ and val/"]),
+    ],
+)
 def test_what_is_wrong_with_the_folders_is_named(tmp_path, damage, words):
     root = image_files.class_folders(tmp_path / "data")
     if damage == "no train":
@@ -186,6 +191,7 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
         if str(path).endswith("locked"):
             raise PermissionError(13, "Permission denied", str(path))
         return scandir(path)
+
     monkeypatch.setattr(os, "scandir", refusing)
     with pytest.raises(UserError, match="n01/locked: cannot be read: Permission denied"):
         class_folders.list_images(root, "train")
@@ -216,8 +222,10 @@ def test_a_check_reads_the_images_of_both_parts_once(tmp_path, capsys):
     with pytest.raises(UserError, match="^2 of 18 images cannot be read, those named above"):
         check_images(dataset)
     lines = capsys.readouterr().err.splitlines()
-    assert sorted(line.partition(": ")[0] for line in lines) == [f"{tmp_path}/train/n01/n01_2.JPEG",
-                                                                 f"{tmp_path}/train/n10/n10_5.JPEG"]
+    assert sorted(line.partition(": ")[0] for line in lines) == [
+        f"{tmp_path}/train/n01/n01_2.JPEG",
+        f"{tmp_path}/train/n10/n10_5.JPEG",
+    ]
     dataset = load(tmp_path, limit=2)  # of four images the third, val/n01/n01_0.JPEG, cannot be read
     assert check_images(dataset, 1, 2) == 2
     with pytest.raises(UserError, match="^1 of 2 images"):

@@ -1,4 +1,5 @@
 """The shipped subset, and full data given as idx files."""
+
 import gzip
 import hashlib
 import importlib.util
@@ -14,12 +15,16 @@ from rpg_ms.errors import UserError
 
 # sha256 of the pixels and labels, computed from the original idx files.
 SUBSET = {
-    "train": (12000,
+    "train": (
+        12000,
         "13e619eeda219042c38e7dfde755199f21508068fbc3f3eb290bc254c26acaec",
-        "e258f152e4d23eb622cedb4a86073d49d38fd044d66b3eb7689bf537e3798f99"),
-    "test": (4000,
+        "e258f152e4d23eb622cedb4a86073d49d38fd044d66b3eb7689bf537e3798f99",
+    ),
+    "test": (
+        4000,
         "766a4be527de792b955e64ba65b1c122ec2c0570449e5a74f2b846049da21074",
-        "5e863a298f521f1643918a5d0584889044aca5bd3770f98e44266bb1cf0a833d"),
+        "5e863a298f521f1643918a5d0584889044aca5bd3770f98e44266bb1cf0a833d",
+    ),
 }
 
 
@@ -96,34 +101,39 @@ def test_a_folder_that_does_not_exist(tmp_path):
 @given(data=st.data())
 def test_a_damaged_file_is_named(tmp_path_factory, name, data):
     root = tmp_path_factory.mktemp("damaged")
-    contents = {"train-images-idx3-ubyte": idx(np.zeros((3, 28, 28), np.uint8)),
-                "train-labels-idx1-ubyte": idx(np.zeros(3, np.uint8))}
+    contents = {
+        "train-images-idx3-ubyte": idx(np.zeros((3, 28, 28), np.uint8)),
+        "train-labels-idx1-ubyte": idx(np.zeros(3, np.uint8)),
+    }
     for good in fashion_mnist.IDX_FILES["train"] + fashion_mnist.IDX_FILES["test"]:
         (root / good).write_bytes(contents.get(good, b""))
     content = contents[name]
     (root / name).unlink()
     damage = data.draw(st.sampled_from(["cut", "longer", "type", "gzip cut", "not gzip"]))
     if damage == "cut":
-        (root / name).write_bytes(content[:data.draw(st.integers(0, len(content) - 1))])
+        (root / name).write_bytes(content[: data.draw(st.integers(0, len(content) - 1))])
     elif damage == "longer":
         (root / name).write_bytes(content + b"\0")
     elif damage == "type":
         (root / name).write_bytes(b"\0\0\x0d" + content[3:])
     elif damage == "gzip cut":
         packed = gzip.compress(content)
-        (root / f"{name}.gz").write_bytes(packed[:data.draw(st.integers(0, len(packed) - 1))])
+        (root / f"{name}.gz").write_bytes(packed[: data.draw(st.integers(0, len(packed) - 1))])
     else:
         (root / f"{name}.gz").write_bytes(content)
     with pytest.raises(UserError, match=name):
         fashion_mnist.load(str(root), "train")
 
 
-@pytest.mark.parametrize("name, wrong, message", [
-    ("train-images-idx3-ubyte", np.zeros((40, 32, 32), np.uint8), "not images of 28 x 28"),
-    ("train-images-idx3-ubyte", np.zeros((0, 28, 28), np.uint8), "holds no images"),
-    ("train-labels-idx1-ubyte", np.zeros(39, np.uint8), "for 40 images"),
-    ("train-labels-idx1-ubyte", np.full(40, 10, np.uint8), "label 10 is not in 0 to 9"),
-])
+@pytest.mark.parametrize(
+    "name, wrong, message",
+    [
+        ("train-images-idx3-ubyte", np.zeros((40, 32, 32), np.uint8), "not images of 28 x 28"),
+        ("train-images-idx3-ubyte", np.zeros((0, 28, 28), np.uint8), "holds no images"),
+        ("train-labels-idx1-ubyte", np.zeros(39, np.uint8), "for 40 images"),
+        ("train-labels-idx1-ubyte", np.full(40, 10, np.uint8), "label 10 is not in 0 to 9"),
+    ],
+)
 def test_arrays_that_do_not_fit(full, name, wrong, message):
     (full / f"{name}.gz").write_bytes(gzip.compress(idx(wrong)))
     with pytest.raises(UserError, match=f"{name}.*{message}"):

@@ -58,8 +58,8 @@ def test_ranks_share_every_global_batch_without_overlap(world_size):
     alone = labels(TrainSamples(numbered(53), TO_ARRAY, 4 * world_size, 1, 0, 6))
     shares = [labels(TrainSamples(numbered(53), TO_ARRAY, 4, 1, 0, 6, rank, world_size)) for rank in range(world_size)]
     for step in range(6):
-        together = [label for share in shares for label in share[4 * step:4 * step + 4]]
-        assert together == alone[4 * world_size * step:4 * world_size * (step + 1)]
+        together = [label for share in shares for label in share[4 * step : 4 * step + 4]]
+        assert together == alone[4 * world_size * step : 4 * world_size * (step + 1)]
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
@@ -92,7 +92,8 @@ def all_of(iterator):
 
 def equal(one, other):
     return len(one) == len(other) > 0 and all(
-        np.array_equal(a, b) and a.dtype == b.dtype for rows in zip(one, other) for a, b in zip(*rows))
+        np.array_equal(a, b) and a.dtype == b.dtype for rows in zip(one, other) for a, b in zip(*rows)
+    )
 
 
 @pytest.mark.parametrize("mixing", [(0, 0), (0.8, 1.0)])
@@ -102,6 +103,7 @@ def test_any_number_of_workers_and_any_first_step_give_the_same_batches(mixing):
     def run(first, workers):
         samples = TrainSamples(dataset.train, dataset.train_transform, 8, 3, first, 16)
         return all_of(batches(samples, 8, workers, Mix(*mixing, 10, 3, first) if any(mixing) else None))
+
     alone = run(0, 1)
     assert len(alone) == 16 and alone[0][0].shape == (8, 1, 28, 28) and alone[0][0].dtype == np.float32
     assert equal(run(0, 2), alone) and equal(run(0, 1000), alone)
@@ -149,6 +151,7 @@ def test_an_unreadable_image_is_an_error_of_one_line_that_names_it(workers, capf
         if i == 17:
             raise UserError("some/where/ünreadable\udcff.jpg: not a readable image: truncated")  # no UTF-8
         return numbered(20).image(i)
+
     samples = EvalSamples(ImageSet(image, np.arange(20, dtype=np.int32)), TO_ARRAY, 4, PADDING)
     seen = []
     with pytest.raises(UserError, match="^some/where/ünreadable\udcff.jpg: not a readable image: truncated$"):

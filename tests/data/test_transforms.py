@@ -60,8 +60,10 @@ def test_augmentation_depends_on_seed_epoch_and_image_only(augment, channels):
     variants = len({forwards[epoch, 0].tobytes() for epoch in range(10)})
     assert variants == 1 if augment == "none" else variants > 5
     other_seed = TrainSamples(images, train, 4, 6, 0, 3)
-    changed = sum(not np.array_equal(image, forwards[0, int(label)])
-                  for image, label in (other_seed[i].values() for i in range(12)))
+    changed = sum(
+        not np.array_equal(image, forwards[0, int(label)])
+        for image, label in (other_seed[i].values() for i in range(12))
+    )
     assert changed == 0 if augment == "none" else changed > 6
 
 
@@ -79,6 +81,7 @@ def test_each_operation_of_randaugment(operation, mode):
         out = operation(image, strength, fill)
         assert out.size == image.size and out.mode == mode
         return np.abs(np.asarray(out, int) - np.asarray(image, int)).mean()
+
     name = operation.__name__
     if name in ("auto_contrast", "equalize", "invert"):
         assert change(0.9) > 1

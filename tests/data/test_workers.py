@@ -63,13 +63,19 @@ def test_workers_end_with_the_iterator_and_leave_signals_to_the_parent():
 
 
 def test_workers_end_when_the_parent_is_killed(tmp_path):
-    code = ("import sys, os, multiprocessing; sys.path[:0] = sys.argv[1:]\n"
-            "from test_workers import Samples, batches\n"
-            "made = batches(Samples(4000), 4, 2); next(made)\n"
-            "print(*(child.pid for child in multiprocessing.active_children()), flush=True)\n"
-            "os.kill(os.getpid(), 9)\n")
-    result = subprocess.run([sys.executable, "-c", code, str(PROJECT), str(PROJECT / "tests"),
-                             str(PROJECT / "tests/data")], stdout=subprocess.PIPE, timeout=100, text=True)
+    code = (
+        "import sys, os, multiprocessing; sys.path[:0] = sys.argv[1:]\n"
+        "from test_workers import Samples, batches\n"
+        "made = batches(Samples(4000), 4, 2); next(made)\n"
+        "print(*(child.pid for child in multiprocessing.active_children()), flush=True)\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, str(PROJECT), str(PROJECT / "tests"), str(PROJECT / "tests/data")],
+        stdout=subprocess.PIPE,
+        timeout=100,
+        text=True,
+    )
     workers = [int(pid) for pid in result.stdout.split()]
     assert len(workers) == 2
     deadline = time.monotonic() + 30
@@ -91,17 +97,24 @@ def test_no_shared_memory_is_needed():
     tiny = ["unshare", "-rm", "sh", "-c", 'mount -t tmpfs -o size=64k none /dev/shm && exec "$0" "$@"']
     if subprocess.run([*tiny, "true"], stderr=subprocess.DEVNULL).returncode:
         pytest.skip("no mount namespaces here")
-    code = ("import sys; sys.path[:0] = sys.argv[1:]\n"
-            "from test_workers import Samples, batches\n"
-            "print(sum(batch['label'].asnumpy().sum() for batch in batches(Samples(40), 4, 2)))")
-    result = subprocess.run([*tiny, sys.executable, "-c", code, str(PROJECT), str(PROJECT / "tests"),
-                             str(PROJECT / "tests/data")], stdout=subprocess.PIPE, timeout=100, text=True)
+    code = (
+        "import sys; sys.path[:0] = sys.argv[1:]\n"
+        "from test_workers import Samples, batches\n"
+        "print(sum(batch['label'].asnumpy().sum() for batch in batches(Samples(40), 4, 2)))"
+    )
+    result = subprocess.run(
+        [*tiny, sys.executable, "-c", code, str(PROJECT), str(PROJECT / "tests"), str(PROJECT / "tests/data")],
+        stdout=subprocess.PIPE,
+        timeout=100,
+        text=True,
+    )
     assert result.stdout == f"{sum(range(40))}\n"
 
 
 def test_a_process_that_cannot_be_started(monkeypatch):
     def refuse():
         raise OSError(11, "Resource temporarily unavailable")
+
     monkeypatch.setattr(os, "fork", refuse)
     with pytest.raises(CutShort, match="data.workers: worker 1 of 2 cannot be started: Resource temporarily"):
         Workers([], 2)

@@ -1,4 +1,5 @@
 """Exported files: that they compute and hold what the network does, and what is refused."""
+
 import hashlib
 import importlib.util
 import json
@@ -42,8 +43,14 @@ def pynative():
 
 @pytest.fixture(scope="module")
 def task():
-    return create_task(Config(model=ModelConfig(name="cifar_resnet8"), data=DataConfig(limit=96),
-                              train=TrainConfig(batch_size=8, eval_batch_size=48)), ALONE)
+    return create_task(
+        Config(
+            model=ModelConfig(name="cifar_resnet8"),
+            data=DataConfig(limit=96),
+            train=TrainConfig(batch_size=8, eval_batch_size=48),
+        ),
+        ALONE,
+    )
 
 
 def pruned(network, density=0.3):
@@ -62,15 +69,24 @@ def small():
 
 def hard_activations():
     """What a MobileNetV3 has and a MobileNetV2 has not."""
-    return nn.SequentialCell([nn.Conv2d(1, 4, 3, 4), nn.HSwish(), nn.Conv2d(4, 4, 1), nn.HSigmoid(),
-                              nn.Flatten(), nn.Dense(4 * 7 * 7, 10)])
+    return nn.SequentialCell(
+        [nn.Conv2d(1, 4, 3, 4), nn.HSwish(), nn.Conv2d(4, 4, 1), nn.HSigmoid(), nn.Flatten(), nn.Dense(4 * 7 * 7, 10)]
+    )
 
 
 def transformer():
     """DeiT as `deit_small` builds it, but small."""
     return VisionTransformer(
-        image_size=28, patch_size=14, in_channels=1, embed_dim=24, depth=1, num_heads=3, num_classes=10,
-        act_layer=partial(nn.GELU, approximate=False), norm_layer=partial(nn.LayerNorm, epsilon=1e-6))
+        image_size=28,
+        patch_size=14,
+        in_channels=1,
+        embed_dim=24,
+        depth=1,
+        num_heads=3,
+        num_classes=10,
+        act_layer=partial(nn.GELU, approximate=False),
+        norm_layer=partial(nn.LayerNorm, epsilon=1e-6),
+    )
 
 
 def narrow_vgg(monkeypatch):
@@ -100,8 +116,9 @@ def test_every_family_in_onnxruntime(family, task, tmp_path, monkeypatch):
     expected = network.set_train(False)(ms.Tensor(images)).asnumpy()
     assert np.abs(outputs - expected).max() <= 1e-5 * np.abs(expected).max()
     assert np.ptp(expected, axis=0).max() > 0, "the same for every image, which proves nothing"
-    weights = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in
-               onnx.load(tmp_path / "net.onnx").graph.initializer}
+    weights = {
+        tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in onnx.load(tmp_path / "net.onnx").graph.initializer
+    }
     for layer in found.layers:
         assert np.array_equal(weights[layer.weight.name], layer.weight.asnumpy())
     assert report["density"] == found.density < 0.31
@@ -126,8 +143,9 @@ def test_in_place_addition_is_in_place_again():
         ms.set_context(mode=ms.PYNATIVE_MODE)
 
 
-@pytest.mark.parametrize("formats", [("MINDIR", "ONNX", "ONNX"), ("ONNX", "MINDIR", "MINDIR")],
-                         ids=["mindir first", "onnx first"])
+@pytest.mark.parametrize(
+    "formats", [("MINDIR", "ONNX", "ONNX"), ("ONNX", "MINDIR", "MINDIR")], ids=["mindir first", "onnx first"]
+)
 def test_again_in_one_process(formats, small, task, tmp_path):
     for i, file_format in enumerate(formats):
         report = export(*small, task, file_format, tmp_path / str(i), batch_size=16)
@@ -137,8 +155,17 @@ def test_again_in_one_process(formats, small, task, tmp_path):
 @pytest.mark.parametrize("file_format", ["MINDIR", "ONNX"])
 def test_pixels_in_probabilities_out_for_any_batch(file_format, small, task, tmp_path):
     network, found = small
-    report = export(network, found, task, file_format, tmp_path / "net", batch_size=16, dynamic_batch=True,
-                    normalize_input=True, softmax=True)
+    report = export(
+        network,
+        found,
+        task,
+        file_format,
+        tmp_path / "net",
+        batch_size=16,
+        dynamic_batch=True,
+        normalize_input=True,
+        softmax=True,
+    )
     path = report["file"]
     if file_format == "MINDIR":
         graph = nn.GraphCell(ms.load(path))
@@ -149,8 +176,9 @@ def test_pixels_in_probabilities_out_for_any_batch(file_format, small, task, tmp
     for batch in (1, 7):
         pixels = np.stack([np.asarray(task.dataset.test.image(i), np.float32)[None] for i in range(batch)])
         assert pixels.max() > 200
-        outputs = graph(ms.Tensor(pixels)).asnumpy() if file_format == "MINDIR" \
-            else session.run(None, {"images": pixels})[0]
+        outputs = (
+            graph(ms.Tensor(pixels)).asnumpy() if file_format == "MINDIR" else session.run(None, {"images": pixels})[0]
+        )
         expected = ops.softmax(network(ms.Tensor(task.inputs(batch))), 1).asnumpy()
         assert outputs.shape == (batch, 10) and np.abs(outputs - expected).max() < 1e-5
         assert np.allclose(outputs.sum(1), 1)
@@ -166,21 +194,35 @@ def test_what_lies_beside_the_file(small, task, tmp_path):
     content = (tmp_path / "net.onnx").read_bytes()
     beside = json.loads((tmp_path / "net.onnx.json").read_text())
     assert beside == {
-        "file": "net.onnx", "format": "ONNX", "bytes": len(content),
-        "sha256": hashlib.sha256(content).hexdigest(), "model": "cifar_resnet8",
-        "input_shape": [16, 1, 28, 28], "input_layout": "NCHW", "input_dtype": "float32",
-        "input_values": "(pixels / 255 - mean) / std", "normalize_input": False, "mean": [0.286],
-        "std": [0.353], "softmax": False, "classes": 10, "class_names": list(CLASSES),
+        "file": "net.onnx",
+        "format": "ONNX",
+        "bytes": len(content),
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "model": "cifar_resnet8",
+        "input_shape": [16, 1, 28, 28],
+        "input_layout": "NCHW",
+        "input_dtype": "float32",
+        "input_values": "(pixels / 255 - mean) / std",
+        "normalize_input": False,
+        "mean": [0.286],
+        "std": [0.353],
+        "softmax": False,
+        "classes": 10,
+        "class_names": list(CLASSES),
         "density": found.density,
-        "nonzero": found.nonzero, "prunable": found.prunable, "top1": task.evaluate(network)["top1"],
-        "rpg_ms": "0.1.0", "mindspore": ms.__version__}
+        "nonzero": found.nonzero,
+        "prunable": found.prunable,
+        "top1": task.evaluate(network)["top1"],
+        "rpg_ms": "0.1.0",
+        "mindspore": ms.__version__,
+    }
     # Width 4: the stem and two layers at 28 x 28 pixels, 8 channels at 14 x 14, 16 at 7 x 7, the classifier.
-    dense = (28 * 28 * 9 * (1 * 4 + 2 * 4 * 4) + 14 * 14 * 9 * (4 * 8 + 8 * 8)
-             + 7 * 7 * 9 * (8 * 16 + 16 * 16) + 16 * 10)
+    dense = 28 * 28 * 9 * (1 * 4 + 2 * 4 * 4) + 14 * 14 * 9 * (4 * 8 + 8 * 8) + 7 * 7 * 9 * (8 * 16 + 16 * 16) + 16 * 10
     positions = [28 * 28] * 3 + [14 * 14] * 2 + [7 * 7] * 2 + [1]
     assert report["multiply_adds"] == dense
     assert report["nonzero_multiply_adds"] == sum(
-        times * int(layer.mask.asnumpy().sum()) for times, layer in zip(positions, found.layers))
+        times * int(layer.mask.asnumpy().sum()) for times, layer in zip(positions, found.layers)
+    )
     others = 10 + 2 * (3 * 4 + 2 * 8 + 2 * 16)  # the classifier's biases, scale and shift of each batch norm
     assert report["parameters"] == found.prunable + others
     assert report["nonzero_parameters"] == found.nonzero + others
@@ -221,14 +263,19 @@ def tamper(monkeypatch, file_format, name, change):
         weight.set_data(ms.Tensor(change(before)))
         honest(deployed, *args, **kwargs)
         weight.set_data(ms.Tensor(before))
+
     monkeypatch.setattr(owner, function, tampering)
 
 
 @pytest.mark.parametrize("file_format", ["MINDIR", "ONNX"])
-@pytest.mark.parametrize("change, message", [
-    (lambda weight: weight * np.float32(1.01), "outputs differ from the network's by .*, more than"),
-    (lambda weight: np.where(weight == 0, np.float32(1e-20), weight), "linear.weight is not the check"),
-], ids=["scaled", "not quite zero"])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda weight: weight * np.float32(1.01), "outputs differ from the network's by .*, more than"),
+        (lambda weight: np.where(weight == 0, np.float32(1e-20), weight), "linear.weight is not the check"),
+    ],
+    ids=["scaled", "not quite zero"],
+)
 def test_a_file_that_disagrees_is_not_left(file_format, change, message, small, task, tmp_path, monkeypatch):
     tamper(monkeypatch, file_format, "linear.weight", change)
     with pytest.raises(UserError, match=message):
@@ -248,13 +295,16 @@ def test_another_top1_class_is_noticed(small, task, tmp_path, monkeypatch):
 # ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("missing, words", [
-    ({"onnxruntime"}, "ONNX needs onnxruntime, not installed here; pip install -e '.[onnx]'"),
-    ({"onnx", "onnxruntime"}, "ONNX needs onnx and onnxruntime, not installed")])
+@pytest.mark.parametrize(
+    "missing, words",
+    [
+        ({"onnxruntime"}, "ONNX needs onnxruntime, not installed here; pip install -e '.[onnx]'"),
+        ({"onnx", "onnxruntime"}, "ONNX needs onnx and onnxruntime, not installed"),
+    ],
+)
 def test_onnx_without_its_packages(missing, words, small, task, tmp_path, monkeypatch):
     find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec",
-                        lambda name, *rest: None if name in missing else find(name, *rest))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name in missing else find(name, *rest))
     with pytest.raises(UserError) as refusal:
         export(*small, task, "ONNX", tmp_path / "net", batch_size=16)
     assert words in str(refusal.value)
@@ -283,7 +333,7 @@ def test_what_onnx_cannot_hold(task, tmp_path, monkeypatch):
     network, found = pruned(Unexportable())
     with pytest.raises(UserError, match="resnet8 cannot be exported to ONNX: .* operator Asinh; MINDIR"):
         export(network, found, task, "ONNX", tmp_path / "net", batch_size=16)
-    monkeypatch.setattr(onnx_file, "LARGEST", 2 ** 10)
+    monkeypatch.setattr(onnx_file, "LARGEST", 2**10)
     with pytest.raises(UserError, match="ONNX holds at most 2 GiB in one file"):
         export(network, found, task, "ONNX", tmp_path / "net", batch_size=16)
     assert not list(tmp_path.iterdir())
@@ -304,7 +354,9 @@ def test_a_path_with_blanks_and_letters_beyond_ascii(file_format, small, task, t
     described = export(*small, task, file_format, "my runs/结果/sparse net", batch_size=16)
     assert described["file"] == f"my runs/结果/sparse net.{file_format.lower()}"
     assert sorted(path.name for path in (tmp_path / "my runs/结果").iterdir()) == [
-        f"sparse net.{file_format.lower()}", f"sparse net.{file_format.lower()}.json"]
+        f"sparse net.{file_format.lower()}",
+        f"sparse net.{file_format.lower()}.json",
+    ]
 
 
 def test_a_network_that_computes_with_its_batch_size(task, tmp_path):
@@ -324,8 +376,13 @@ def test_a_file_that_cannot_be_written(small, task, tmp_path):
 # The table
 # ----------------------------------------------------------------------------------------------------
 
-NOT_THE_DEFAULT = {"batch_size": 2, "dynamic_batch": True, "normalize_input": True, "softmax": True,
-                   "value_type": "int8"}
+NOT_THE_DEFAULT = {
+    "batch_size": 2,
+    "dynamic_batch": True,
+    "normalize_input": True,
+    "softmax": True,
+    "value_type": "int8",
+}
 
 
 @pytest.mark.parametrize("file_format", FORMATS)
@@ -352,7 +409,9 @@ def test_the_table_knows_every_option_and_value_type():
 
 def write_raw(job, path):
     """A format of a user's own: the weights that the masks keep, one after another."""
-    path.write_bytes(b"".join(layer.weight.asnumpy()[layer.mask.asnumpy()].tobytes() for layer in job.sparsified.layers))
+    path.write_bytes(
+        b"".join(layer.weight.asnumpy()[layer.mask.asnumpy()].tobytes() for layer in job.sparsified.layers)
+    )
 
 
 def load_numpy(job, path):
@@ -372,9 +431,17 @@ def test_a_format_is_one_row(small, task, tmp_path, monkeypatch):
     here.write_raw, here.write_numpy, here.load_numpy = write_raw, write_numpy, load_numpy
     monkeypatch.setitem(sys.modules, "formats_of_a_test", here)
     monkeypatch.setitem(FORMATS, "RAW", Format(".raw", "formats_of_a_test:write_raw", None, (), computes=False))
-    monkeypatch.setitem(FORMATS, "NUMPY", Format(
-        ".npz", "formats_of_a_test:write_numpy", "formats_of_a_test:load_numpy", ("batch_size", "softmax"),
-        absolute_tolerance=1e-6))
+    monkeypatch.setitem(
+        FORMATS,
+        "NUMPY",
+        Format(
+            ".npz",
+            "formats_of_a_test:write_numpy",
+            "formats_of_a_test:load_numpy",
+            ("batch_size", "softmax"),
+            absolute_tolerance=1e-6,
+        ),
+    )
     report = export(*small, task, "RAW", tmp_path / "net")
     assert report["bytes"] == 4 * small[1].nonzero and [file.name for file in tmp_path.iterdir()] == ["net.raw"]
     report = export(*small, task, "NUMPY", tmp_path / "net", batch_size=32, softmax=True)

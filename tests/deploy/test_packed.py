@@ -1,4 +1,5 @@
 """Packed checkpoints: the coder by hand, exact round trips, the size, files that are damaged or forged."""
+
 import hashlib
 import json
 import math
@@ -24,8 +25,14 @@ from rpg_ms.weights import load_weights, read_weights
 from rpg_ms.weights.packed import FORMAT, NO_DIGEST, pack, read_header, unpack
 from rpg_ms.weights.positions import decode_positions, deflate, encode_positions
 
-ABOUT = {"task": "classification", "model": "cifar_resnet8", "num_classes": 10, "input_shape": [1, 28, 28],
-         "step": 48, "seconds": 1.25}
+ABOUT = {
+    "task": "classification",
+    "model": "cifar_resnet8",
+    "num_classes": 10,
+    "input_shape": [1, 28, 28],
+    "step": 48,
+    "seconds": 1.25,
+}
 
 
 def build(density=0.05, exclude=(), classes=10, seed=0):
@@ -50,8 +57,11 @@ def values(network):
 
 def same(one, other):
     return one.keys() == other.keys() and all(
-        one[name].dtype == other[name].dtype and one[name].shape == other[name].shape
-        and one[name].tobytes() == other[name].tobytes() for name in one)
+        one[name].dtype == other[name].dtype
+        and one[name].shape == other[name].shape
+        and one[name].tobytes() == other[name].tobytes()
+        for name in one
+    )
 
 
 def small():
@@ -60,10 +70,15 @@ def small():
     mask.flat[[2, 8, 9, 20]] = True
     weight = np.zeros((2, 3, 4), np.float32)
     weight.flat[[2, 8, 9, 20]] = 1, -0.25, 0, 0.999
-    return {"a": weight, "a_mask": mask,
-            "b": np.zeros((2, 2), np.float32), "b_mask": np.zeros((2, 2), np.bool_),
-            "scale": np.array([1, 2], np.float32), "steps": np.array(7, np.int64),
-            "on": np.array([True, False])}
+    return {
+        "a": weight,
+        "a_mask": mask,
+        "b": np.zeros((2, 2), np.float32),
+        "b_mask": np.zeros((2, 2), np.bool_),
+        "scale": np.array([1, 2], np.float32),
+        "steps": np.array(7, np.int64),
+        "on": np.array([True, False]),
+    }
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -89,33 +104,36 @@ def test_positions_by_hand():
     assert decode_positions(gaps(), 0, 9).tolist() == []
 
 
-@pytest.mark.parametrize("code, count, size, words", [
-    (gaps(1, 2), 1, 99, "not those of 1 weights|longer than 1 bytes"),
-    (gaps(1, 2), 3, 99, "not those of 3 weights"),
-    (gaps(1, 255), 2, 999, "not those of 2 weights"),  # a gap that does not end
-    (gaps(1, 2, 255), 2, 999, "not those of 2 weights"),
-    (gaps(255), 0, 999, "not those of 0 weights"),
-    (gaps(1, 2), 2, 4, "beyond its 4 prunable"),
-    (gaps(0, 0), 2, 1, "beyond its 1 prunable"),
-    (gaps(1, 2)[:-1], 2, 99, "truncated, or longer"),
-    (gaps(1, 2) + b"x", 2, 99, "truncated, or longer"),
-    (gaps(1, 2) + gaps(3), 2, 99, "truncated, or longer"),
-    (b"", 2, 99, "truncated, or longer"),
-    (b"not of zlib", 2, 99, "list of positions is damaged"),
-])
+@pytest.mark.parametrize(
+    "code, count, size, words",
+    [
+        (gaps(1, 2), 1, 99, "not those of 1 weights|longer than 1 bytes"),
+        (gaps(1, 2), 3, 99, "not those of 3 weights"),
+        (gaps(1, 255), 2, 999, "not those of 2 weights"),  # a gap that does not end
+        (gaps(1, 2, 255), 2, 999, "not those of 2 weights"),
+        (gaps(255), 0, 999, "not those of 0 weights"),
+        (gaps(1, 2), 2, 4, "beyond its 4 prunable"),
+        (gaps(0, 0), 2, 1, "beyond its 1 prunable"),
+        (gaps(1, 2)[:-1], 2, 99, "truncated, or longer"),
+        (gaps(1, 2) + b"x", 2, 99, "truncated, or longer"),
+        (gaps(1, 2) + gaps(3), 2, 99, "truncated, or longer"),
+        (b"", 2, 99, "truncated, or longer"),
+        (b"not of zlib", 2, 99, "list of positions is damaged"),
+    ],
+)
 def test_codes_that_are_none(code, count, size, words):
     with pytest.raises(ValueError, match=words):
         decode_positions(code, count, size)
 
 
 def test_a_bomb_is_inflated_no_further_than_its_mask_is_long():
-    bombs = [zlib.compress(byte * 2 ** 24) for byte in (b"\0", b"\xff")]
+    bombs = [zlib.compress(byte * 2**24) for byte in (b"\0", b"\xff")]
     tracemalloc.start()
     try:
         for content in bombs:
             with pytest.raises(ValueError, match="truncated, or longer than 1392 bytes"):
                 decode_positions(content, 1000, 100_000)
-        assert tracemalloc.get_traced_memory()[1] < 2 ** 18
+        assert tracemalloc.get_traced_memory()[1] < 2**18
     finally:
         tracemalloc.stop()
 
@@ -123,7 +141,7 @@ def test_a_bomb_is_inflated_no_further_than_its_mask_is_long():
 @settings(max_examples=200, deadline=None)
 @given(st.integers(1, 5000), st.floats(0, 1), st.integers(0, 99))
 def test_positions_round_trip(size, density, seed):
-    mask = np.random.default_rng(seed).random(size) < density ** 3
+    mask = np.random.default_rng(seed).random(size) < density**3
     assert np.array_equal(decode_positions(encode_positions(mask), int(mask.sum()), size), np.flatnonzero(mask))
 
 
@@ -137,8 +155,10 @@ def test_any_code_is_refused_or_increasing_and_in_range(content, whole, count, s
     assert len(indices) == count and (np.diff(indices, prepend=-1) > 0).all() and (indices < size).all()
 
 
-@pytest.mark.parametrize("density, share", [
-    (0.005, 0.9), (0.01, 0.5), (0.02, 0.35), (0.05, 0.25), (0.2, 0.18), (0.5, 0.06), (0.9, 1.15), (1, 0.03)])
+@pytest.mark.parametrize(
+    "density, share",
+    [(0.005, 0.9), (0.01, 0.5), (0.02, 0.35), (0.05, 0.25), (0.2, 0.18), (0.5, 0.06), (0.9, 1.15), (1, 0.03)],
+)
 def test_positions_are_short(density, share):
     """Beyond the entropy, at most `share` percent of the float32 weights and the entropy."""
     mask = np.random.default_rng(0).random(500_000) < density
@@ -177,8 +197,11 @@ DTYPES = st.sampled_from(["float64", "float32", "float16", "int64", "uint8", "bo
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(SHAPES, st.floats(0, 1)), max_size=4),
-       st.lists(st.tuples(SHAPES, DTYPES), max_size=4), st.integers(0, 99))
+@given(
+    st.lists(st.tuples(SHAPES, st.floats(0, 1)), max_size=4),
+    st.lists(st.tuples(SHAPES, DTYPES), max_size=4),
+    st.integers(0, 99),
+)
 def test_round_trip_to_the_bit(pruned, rest, seed):
     rng, arrays = np.random.default_rng(seed), {}
     for i, (shape, density) in enumerate(pruned):
@@ -198,8 +221,13 @@ def test_round_trip_to_the_bit(pruned, rest, seed):
 
 def test_what_another_task_says_of_its_network():
     """Any JSON values come back; what is none is refused, written and read."""
-    about = {**ABOUT, "task": "detection", "anchors": [[10, 13.5], [16, 30]], "strides": {"p3": 8, "p4": None},
-             "mosaic": True}
+    about = {
+        **ABOUT,
+        "task": "detection",
+        "anchors": [[10, 13.5], [16, 30]],
+        "strides": {"p3": 8, "p4": None},
+        "mosaic": True,
+    }
     assert unpack(pack(small(), "float32", about))[0].about.model_dump() == about
     for value in (float("nan"), [float("inf")]):
         with pytest.raises(ValueError, match="JSON"):
@@ -221,7 +249,7 @@ def test_size_at_98_percent(spread):
     elif spread == "one layer":
         scores += np.repeat(np.arange(len(sizes)) == 15, sizes)
     keep = np.zeros(found.prunable, np.bool_)
-    keep[np.argsort(-scores)[:round(0.02 * found.prunable)]] = True
+    keep[np.argsort(-scores)[: round(0.02 * found.prunable)]] = True
     for layer, mask in zip(found.layers, np.split(keep, np.cumsum(sizes)[:-1])):
         mask = mask.reshape(layer.weight.shape)
         set_topology(layer, rng.standard_normal(mask.shape).astype(np.float32), mask)
@@ -255,8 +283,9 @@ class FirstWeight:
 
 def packed(path, network, found, value_type=None):
     """Export a network; the report."""
-    return export(network, found, FirstWeight(), "PACKED", path, trained={"step": 48, "seconds": 1.25},
-                  value_type=value_type)
+    return export(
+        network, found, FirstWeight(), "PACKED", path, trained={"step": 48, "seconds": 1.25}, value_type=value_type
+    )
 
 
 @pytest.fixture(scope="module")
@@ -285,8 +314,10 @@ def test_a_packed_file_is_a_start(file):
     assert all(np.array_equal(before[name], after[name]) for name in before if not name.startswith("linear."))
 
 
-@pytest.mark.parametrize("packed_without, loaded_without, words", [
-    (["conv1"], [], "pruning.exclude"), ([], ["conv1"], "not used: conv1.weight_mask")])
+@pytest.mark.parametrize(
+    "packed_without, loaded_without, words",
+    [(["conv1"], [], "pruning.exclude"), ([], ["conv1"], "not used: conv1.weight_mask")],
+)
 def test_other_exclusions(tmp_path, packed_without, loaded_without, words):
     packed(tmp_path / "x.packed", *build(exclude=packed_without))
     with pytest.raises(UserError, match=words):
@@ -301,18 +332,23 @@ def test_report(tmp_path, value_type):
     assert same(before, values(network)) and read_header(report["file"]).about.model_dump() == ABOUT
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["net.packed"]
     assert report["file"] == str(tmp_path / "a" / "net.packed") and report["bytes"] == len(
-        (tmp_path / "a" / "net.packed").read_bytes())
+        (tmp_path / "a" / "net.packed").read_bytes()
+    )
     after = read_weights(report["file"])
     assert report["density"] == found.density and all(
-        np.array_equal(after[layer.mask.name], layer.mask.asnumpy()) for layer in found.layers)
+        np.array_equal(after[layer.mask.name], layer.mask.asnumpy()) for layer in found.layers
+    )
     if value_type == "float32":
         assert same(before, after) and "top1" not in report
     else:
-        total = {name: array["linear.weight"].astype(np.float64).sum() for name, array in
-                 {"top1": after, "checkpoint_top1": before}.items()}
+        total = {
+            name: array["linear.weight"].astype(np.float64).sum()
+            for name, array in {"top1": after, "checkpoint_top1": before}.items()
+        }
         assert {name: report[name] for name in total} == total and report["top1"] != report["checkpoint_top1"]
         assert report["max_weight_difference"] == max(
-            np.abs(after[layer.weight.name] - before[layer.weight.name]).max() for layer in found.layers)
+            np.abs(after[layer.weight.name] - before[layer.weight.name]).max() for layer in found.layers
+        )
         assert 0 < report["max_weight_difference"] < {"float16": 2e-3, "int8": 4 / 126}[value_type]
 
 
@@ -357,6 +393,7 @@ def test_what_was_written_wrong_is_not_kept(tmp_path, monkeypatch, value_type):
     def tampering(arrays, *rest):
         wrong = {**arrays, "linear.weight": arrays["linear.weight"] * np.float32(1.1)}
         return pack(wrong, *rest)
+
     (tmp_path / "x.packed").write_text("before")
     monkeypatch.setattr(deploy_packed, "pack", tampering)
     with pytest.raises(UserError, match="linear.weight is not what was written"):
@@ -367,31 +404,85 @@ def test_what_was_written_wrong_is_not_kept(tmp_path, monkeypatch, value_type):
 
 def test_front_doors(tmp_path):
     (tmp_path / "tiny.yaml").write_text(TINY)
-    summary = last_json(door("train.py", "--config", "tiny.yaml", "--output_dir", "out", "--set",
-                             "train.epochs=1", "pruning.update_every=1", cwd=tmp_path))
-    report = last_json(door("export.py", "--config", "tiny.yaml", "--checkpoint_path", "out/last.ckpt",
-                            "--file_format", "PACKED", "--file_name", "net", cwd=tmp_path))
+    summary = last_json(
+        door(
+            "train.py",
+            "--config",
+            "tiny.yaml",
+            "--output_dir",
+            "out",
+            "--set",
+            "train.epochs=1",
+            "pruning.update_every=1",
+            cwd=tmp_path,
+        )
+    )
+    report = last_json(
+        door(
+            "export.py",
+            "--config",
+            "tiny.yaml",
+            "--checkpoint_path",
+            "out/last.ckpt",
+            "--file_format",
+            "PACKED",
+            "--file_name",
+            "net",
+            cwd=tmp_path,
+        )
+    )
     assert report["nonzero"] == summary["nonzero"] and report["density"] == summary["density"]
     size = (tmp_path / "out/last.ckpt").stat().st_size
     assert report["bytes"] == (tmp_path / "net.packed").stat().st_size < 0.2 * size
-    assert summary == last_json(door("eval.py", "--config", "tiny.yaml", "--checkpoint_path", "net.packed",
-                                     cwd=tmp_path))
+    assert summary == last_json(
+        door("eval.py", "--config", "tiny.yaml", "--checkpoint_path", "net.packed", cwd=tmp_path)
+    )
     values = ms.load_checkpoint(str(tmp_path / "out/last.ckpt"))
     after = read_weights(tmp_path / "net.packed")
-    assert same({name: value.asnumpy() for name, value in values.items()
-                 if isinstance(value, ms.Tensor) and ":" not in name}, after)
-    report = last_json(door("export.py", "--config", "tiny.yaml", "--checkpoint_path", "net.packed",
-                            "--file_format", "MINDIR", "--file_name", "net", cwd=tmp_path))
+    assert same(
+        {name: value.asnumpy() for name, value in values.items() if isinstance(value, ms.Tensor) and ":" not in name},
+        after,
+    )
+    report = last_json(
+        door(
+            "export.py",
+            "--config",
+            "tiny.yaml",
+            "--checkpoint_path",
+            "net.packed",
+            "--file_format",
+            "MINDIR",
+            "--file_name",
+            "net",
+            cwd=tmp_path,
+        )
+    )
     assert report["density"] == summary["density"] and report["max_abs_difference"] <= 1e-5
 
 
-@pytest.mark.parametrize("arguments, words", [
-    (["--value_type", "int8"], ["--value_type", "PACKED", "MINDIR"]),
-    (["--file_format", "PACKED", "--batch_size", "2"], ["--batch_size", "PACKED"]),
-    (["--file_format", "PACKED", "--value_type", "int4"], ["--value_type", "int4", "int8"])])
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["--value_type", "int8"], ["--value_type", "PACKED", "MINDIR"]),
+        (["--file_format", "PACKED", "--batch_size", "2"], ["--batch_size", "PACKED"]),
+        (["--file_format", "PACKED", "--value_type", "int4"], ["--value_type", "int4", "int8"]),
+    ],
+)
 def test_mistakes(tmp_path, arguments, words):
-    refused(door("export.py", "--config", "x.yaml", "--checkpoint_path", "x.ckpt", "--file_name", "x",
-                 *arguments, cwd=tmp_path), *words)
+    refused(
+        door(
+            "export.py",
+            "--config",
+            "x.yaml",
+            "--checkpoint_path",
+            "x.ckpt",
+            "--file_name",
+            "x",
+            *arguments,
+            cwd=tmp_path,
+        ),
+        *words,
+    )
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -420,15 +511,16 @@ def test_damaged_files_are_refused_and_change_nothing(file, tmp_path):
     for trial in range(400):
         start, stop = sorted(rng.integers(0, len(content) + 1, 2))
         start = start if trial % 8 else start % 900  # the header, more often than its share
-        changed = [content[:start],
-                   content + rng.bytes(int(rng.integers(1, 100))),
-                   content[:start] + bytes([content[start % len(content)] ^ 1 << int(rng.integers(8))])
-                   + content[start + 1:],
-                   content[:start] + content[stop:],
-                   content[:start] + rng.bytes(int(stop - start)) + content[stop:],
-                   content[:start] + rng.bytes(5) + content[start:],
-                   content[stop:] + content[:stop],
-                   content[:start] + content[start:stop][::-1] + content[stop:]][trial % 8]
+        changed = [
+            content[:start],
+            content + rng.bytes(int(rng.integers(1, 100))),
+            content[:start] + bytes([content[start % len(content)] ^ 1 << int(rng.integers(8))]) + content[start + 1 :],
+            content[:start] + content[stop:],
+            content[:start] + rng.bytes(int(stop - start)) + content[stop:],
+            content[:start] + rng.bytes(5) + content[start:],
+            content[stop:] + content[:stop],
+            content[:start] + content[start:stop][::-1] + content[stop:],
+        ][trial % 8]
         if changed == content:
             continue
         path.write_bytes(changed)
@@ -443,7 +535,7 @@ def forged(value_type="float32", header=None, table=None, tensors=None):
     """A packed file changed by somebody who knows the format: each argument changes a part."""
     content = pack(small(), value_type, ABOUT)
     length = int.from_bytes(content[:8], "little")
-    said = json.loads(json.loads(content[8:8 + length])["__metadata__"][FORMAT])
+    said = json.loads(json.loads(content[8 : 8 + length])["__metadata__"][FORMAT])
     parts = {name: part.copy() for name, part in load(content).items()}
     if table:
         rows = json.loads(zlib.decompress(parts["table"].tobytes()))
@@ -460,10 +552,12 @@ def forged(value_type="float32", header=None, table=None, tensors=None):
 
 def put(part, value, *keys):
     """A function that sets `part[keys[0]][keys[1]]... = value` in what it is given."""
+
     def change(whole):
         for key in keys[:-1]:
             whole = whole[key]
         whole[keys[-1]] = value
+
     return {part: change}
 
 
@@ -476,71 +570,80 @@ def test_forgery_that_changes_nothing_is_accepted():
     assert same(unpack(forged("int8"))[1], unpack(pack(small(), "int8", ABOUT))[1])
 
 
-@pytest.mark.parametrize("change, words", [
-    (put("header", 1, "version"), "version 1 of the format, this program reads version 2"),
-    (put("header", "2", "version"), "header is malformed"),
-    (put("header", "float8", "value_type"), "header is malformed"),
-    (put("header", "float16", "value_type"), r"does not hold .*values \(F16\)"),
-    (put("header", 5, "nonzero"), "its values are 4, not the 5 of its header"),
-    (put("header", -1, "nonzero"), "its values are 4, not the -1"),
-    (put("header", 10 ** 30, "nonzero"), "its values are 4, not the 1000"),
-    (put("header", 29, "prunable"), "header counts 29 prunable weights, its table 28"),
-    (put("header", 10 ** 30, "prunable"), "header counts 1000"),
-    (put("header", 1, "more"), "header is malformed"),
-    (put("header", "x", "sha256"), "checksum is wrong"),
-    (put("header", float("nan"), "about", "seconds"), "header is malformed"),
-    (put("header", "1", "about", "step"), "header is malformed"),
-    (put("header", None, "about", "model"), "header is malformed"),
-    ({"header": lambda said: said["about"].pop("task")}, "header is malformed"),
-    (put("header", float("inf"), "about", "more"), "header is malformed"),
-    (put("header", [[float("nan")]], "about", "more"), "header is malformed"),
-    (put("header", [], "about"), "header is malformed"),
-    (put("table", [2, 3, 3], 0, "shape"), "header counts"),
-    (put("table", [3, 2, 4], 0, "shape"), None),  # as many weights: only the network can tell
-    (put("table", [2, -3, -4], 0, "shape"), "shape that no parameter has"),
-    (put("table", [], 0, "shape"), "table is malformed"),
-    (put("table", [0, 2 ** 62], 1, "shape"), "shape that no parameter has"),
-    (put("table", [2 ** 30, 2 ** 30], 1, "shape"), "more than the 1073741824"),
-    (put("table", [10 ** 30], 1, "shape"), "shape that no parameter has"),
-    (put("table", [2.0, 2], 1, "shape"), "table is malformed"),
-    (put("table", 3, 0, "nonzero"), "table is malformed"),
-    (put("table", "a", 1, "name"), "names a parameter twice"),
-    (put("table", "a_mask", 2, "name"), "names a parameter twice"),
-    (put("table", "object", 2, "dtype"), "table is malformed"),
-    (put("table", "float64", 2, "dtype"), "its rest are"),
-    (put("table", [2 ** 20], 2, "shape"), "its rest are"),
-    ({"table": lambda rows: rows.pop()}, "its rest are"),
-    ({"table": lambda rows: rows.append({"name": "x"})}, "table is malformed"),
-    (put("tensors", np.float32("nan"), "values", 1), "a is not finite"),
-    (put("tensors", np.float32("inf"), "values", 1), "a is not finite"),
-    (put("tensors", 255, "rest", 3), "scale is not finite"),  # of the number 1, bits 24 to 31
-    (put("tensors", 2, "rest", -1), "neither true nor false"),
-    (put("tensors", 1, "positions", -1), "list of positions is damaged"),
-    (put("tensors", np.zeros(9, np.uint8), "positions"), "list of positions is damaged"),
-    (put("tensors", np.zeros(0, np.uint8), "positions"), "list of positions is truncated, or longer than 4 bytes"),
-    (put("tensors", deflated(bytes([2, 5, 0, 10, 0])), "positions"), "positions is truncated, or longer than 4 bytes"),
-    (put("tensors", deflated(bytes([2, 5, 0])), "positions"), "its positions are not those of 4 weights"),
-    (put("tensors", deflated(bytes([2, 5, 0, 255])), "positions"), "its positions are not those of 4 weights"),
-    (put("tensors", deflated(bytes([2, 5, 0, 18])), "positions"), "a position beyond its 28 prunable weights"),
-    (put("tensors", deflated(bytes([2, 5, 0, 17])), "positions"), None),  # where the mask of b is 0: as good a network
-    (put("tensors", deflated(bytes(10 ** 8)), "positions"), "positions is truncated, or longer than 4 bytes"),
-    (put("tensors", np.zeros((2, 2), np.float32), "values"), "does not hold"),
-    (put("tensors", np.zeros(4, np.float64), "values"), "does not hold"),
-    (put("tensors", np.zeros(5, np.float32), "values"), "its values are 5, not the 4"),
-    (put("tensors", np.zeros(4, np.uint8), "exponents"), "does not hold"),
-    ({"tensors": lambda parts: parts.pop("rest")}, "does not hold"),
-    (put("tensors", np.zeros(9, np.uint8), "table"), "table is damaged"),
-    (put("tensors", deflated(b"[" * 10 ** 6), "table"), "table is malformed"),
-    (put("tensors", deflated(b"1" * 10 ** 6), "table"), "table is malformed"),
-    (put("tensors", deflated(b" " * 10 ** 7), "table"), "truncated, or longer than"),
-    (put("tensors", deflated(b"{}"), "table"), "table is malformed"),
-    (put("tensors", deflated(b"\xff"), "table"), "table is malformed"),
-    (put("tensors", np.append(deflated(b"[]"), np.uint8(0)), "table"), "truncated, or longer than"),
-    ({"value_type": "int8", **put("tensors", -128, "values", 0)}, "-128"),
-    ({"value_type": "int8", **put("tensors", 255, "exponents", 0)}, "a is not finite"),
-    ({"value_type": "int8", **put("tensors", np.zeros(3, np.uint8), "exponents")}, "exponents are 3, not"),
-    ({"value_type": "int8", "tensors": lambda parts: parts.pop("exponents")}, "does not hold"),
-])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (put("header", 1, "version"), "version 1 of the format, this program reads version 2"),
+        (put("header", "2", "version"), "header is malformed"),
+        (put("header", "float8", "value_type"), "header is malformed"),
+        (put("header", "float16", "value_type"), r"does not hold .*values \(F16\)"),
+        (put("header", 5, "nonzero"), "its values are 4, not the 5 of its header"),
+        (put("header", -1, "nonzero"), "its values are 4, not the -1"),
+        (put("header", 10**30, "nonzero"), "its values are 4, not the 1000"),
+        (put("header", 29, "prunable"), "header counts 29 prunable weights, its table 28"),
+        (put("header", 10**30, "prunable"), "header counts 1000"),
+        (put("header", 1, "more"), "header is malformed"),
+        (put("header", "x", "sha256"), "checksum is wrong"),
+        (put("header", float("nan"), "about", "seconds"), "header is malformed"),
+        (put("header", "1", "about", "step"), "header is malformed"),
+        (put("header", None, "about", "model"), "header is malformed"),
+        ({"header": lambda said: said["about"].pop("task")}, "header is malformed"),
+        (put("header", float("inf"), "about", "more"), "header is malformed"),
+        (put("header", [[float("nan")]], "about", "more"), "header is malformed"),
+        (put("header", [], "about"), "header is malformed"),
+        (put("table", [2, 3, 3], 0, "shape"), "header counts"),
+        (put("table", [3, 2, 4], 0, "shape"), None),  # as many weights: only the network can tell
+        (put("table", [2, -3, -4], 0, "shape"), "shape that no parameter has"),
+        (put("table", [], 0, "shape"), "table is malformed"),
+        (put("table", [0, 2**62], 1, "shape"), "shape that no parameter has"),
+        (put("table", [2**30, 2**30], 1, "shape"), "more than the 1073741824"),
+        (put("table", [10**30], 1, "shape"), "shape that no parameter has"),
+        (put("table", [2.0, 2], 1, "shape"), "table is malformed"),
+        (put("table", 3, 0, "nonzero"), "table is malformed"),
+        (put("table", "a", 1, "name"), "names a parameter twice"),
+        (put("table", "a_mask", 2, "name"), "names a parameter twice"),
+        (put("table", "object", 2, "dtype"), "table is malformed"),
+        (put("table", "float64", 2, "dtype"), "its rest are"),
+        (put("table", [2**20], 2, "shape"), "its rest are"),
+        ({"table": lambda rows: rows.pop()}, "its rest are"),
+        ({"table": lambda rows: rows.append({"name": "x"})}, "table is malformed"),
+        (put("tensors", np.float32("nan"), "values", 1), "a is not finite"),
+        (put("tensors", np.float32("inf"), "values", 1), "a is not finite"),
+        (put("tensors", 255, "rest", 3), "scale is not finite"),  # of the number 1, bits 24 to 31
+        (put("tensors", 2, "rest", -1), "neither true nor false"),
+        (put("tensors", 1, "positions", -1), "list of positions is damaged"),
+        (put("tensors", np.zeros(9, np.uint8), "positions"), "list of positions is damaged"),
+        (put("tensors", np.zeros(0, np.uint8), "positions"), "list of positions is truncated, or longer than 4 bytes"),
+        (
+            put("tensors", deflated(bytes([2, 5, 0, 10, 0])), "positions"),
+            "positions is truncated, or longer than 4 bytes",
+        ),
+        (put("tensors", deflated(bytes([2, 5, 0])), "positions"), "its positions are not those of 4 weights"),
+        (put("tensors", deflated(bytes([2, 5, 0, 255])), "positions"), "its positions are not those of 4 weights"),
+        (put("tensors", deflated(bytes([2, 5, 0, 18])), "positions"), "a position beyond its 28 prunable weights"),
+        (
+            put("tensors", deflated(bytes([2, 5, 0, 17])), "positions"),
+            None,
+        ),  # where the mask of b is 0: as good a network
+        (put("tensors", deflated(bytes(10**8)), "positions"), "positions is truncated, or longer than 4 bytes"),
+        (put("tensors", np.zeros((2, 2), np.float32), "values"), "does not hold"),
+        (put("tensors", np.zeros(4, np.float64), "values"), "does not hold"),
+        (put("tensors", np.zeros(5, np.float32), "values"), "its values are 5, not the 4"),
+        (put("tensors", np.zeros(4, np.uint8), "exponents"), "does not hold"),
+        ({"tensors": lambda parts: parts.pop("rest")}, "does not hold"),
+        (put("tensors", np.zeros(9, np.uint8), "table"), "table is damaged"),
+        (put("tensors", deflated(b"[" * 10**6), "table"), "table is malformed"),
+        (put("tensors", deflated(b"1" * 10**6), "table"), "table is malformed"),
+        (put("tensors", deflated(b" " * 10**7), "table"), "truncated, or longer than"),
+        (put("tensors", deflated(b"{}"), "table"), "table is malformed"),
+        (put("tensors", deflated(b"\xff"), "table"), "table is malformed"),
+        (put("tensors", np.append(deflated(b"[]"), np.uint8(0)), "table"), "truncated, or longer than"),
+        ({"value_type": "int8", **put("tensors", -128, "values", 0)}, "-128"),
+        ({"value_type": "int8", **put("tensors", 255, "exponents", 0)}, "a is not finite"),
+        ({"value_type": "int8", **put("tensors", np.zeros(3, np.uint8), "exponents")}, "exponents are 3, not"),
+        ({"value_type": "int8", "tensors": lambda parts: parts.pop("exponents")}, "does not hold"),
+    ],
+)
 def test_forged_files(change, words):
     content = forged(**change)
     tracemalloc.start()
@@ -550,7 +653,7 @@ def test_forged_files(change, words):
             return
         with pytest.raises(ValueError, match=words):
             unpack(content)
-        assert tracemalloc.get_traced_memory()[1] < 2 ** 25
+        assert tracemalloc.get_traced_memory()[1] < 2**25
     finally:
         tracemalloc.stop()
 
@@ -559,7 +662,7 @@ def test_a_network_too_large_for_its_reader(file, tmp_path):
     assert len(read_weights(file, largest=100_000)) > 8
     with pytest.raises(UserError, match="net.packed: .*cifar_resnet8 with [0-9]+ weights once unpacked"):
         read_weights(file, largest=10_000)
-    bomb = {"a": np.zeros((1, 2 ** 25), np.float32), "a_mask": np.zeros((1, 2 ** 25), np.bool_)}
+    bomb = {"a": np.zeros((1, 2**25), np.float32), "a_mask": np.zeros((1, 2**25), np.bool_)}
     (tmp_path / "bomb.packed").write_bytes(pack(bomb, "float32", ABOUT))
     assert (tmp_path / "bomb.packed").stat().st_size < 2000
     network, found = build()

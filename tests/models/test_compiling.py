@@ -1,4 +1,5 @@
 """Networks that graph mode does not compile: one line, before anything is written; compiled once where it does."""
+
 import collections
 import os
 import sys
@@ -92,8 +93,14 @@ def place(name):
 def folder(tmp_path):
     (tmp_path / "my_graphs.py").write_text(NETWORKS)
     config = TINY
-    for old, new in (("limit: 1024", "limit: 128"), ("epochs: 3", "epochs: 1"), ("warmup_epochs: 0.5", "warmup_epochs: 0"),
-                     ("method: rpg", "method: dense"), ("lambda: 0.5", "lambda: 0"), ("alpha: 0.3", "alpha: 0")):
+    for old, new in (
+        ("limit: 1024", "limit: 128"),
+        ("epochs: 3", "epochs: 1"),
+        ("warmup_epochs: 0.5", "warmup_epochs: 0"),
+        ("method: rpg", "method: dense"),
+        ("lambda: 0.5", "lambda: 0"),
+        ("alpha: 0.3", "alpha: 0"),
+    ):
         config = config.replace(old, new)
     (tmp_path / "tiny.yaml").write_text(config)
     return tmp_path
@@ -113,15 +120,21 @@ def built(folder, monkeypatch):
         network, found = build.build_network(config, task)
         step, _ = build.build_train_step(config, task, network, found.layers, "CPU", ALONE)
         return config, task, network, step
+
     return build_all
 
 
-@pytest.mark.parametrize("name, why", [
-    ("NotSelf", "training step: The parameters number of the function is 2"),
-    ("Tries", "training step: Unsupported statement 'Try' ("),
-    ("Within", "training step: Unsupported statement 'Try' ("),
-    ("AsNumPy", "training step: The object is not callable"),
-    ("InferenceTries", "inference: Unsupported statement 'Try' ("), ("InferenceAsNumPy", "inference: 'int' object")])
+@pytest.mark.parametrize(
+    "name, why",
+    [
+        ("NotSelf", "training step: The parameters number of the function is 2"),
+        ("Tries", "training step: Unsupported statement 'Try' ("),
+        ("Within", "training step: Unsupported statement 'Try' ("),
+        ("AsNumPy", "training step: The object is not callable"),
+        ("InferenceTries", "inference: Unsupported statement 'Try' ("),
+        ("InferenceAsNumPy", "inference: 'int' object"),
+    ],
+)
 def test_what_does_not_compile_is_named_with_its_place(built, folder, name, why):
     objects = built(name)
     with pytest.raises(UserError) as error:
@@ -134,10 +147,14 @@ def test_what_does_not_compile_is_named_with_its_place(built, folder, name, why)
 
 def test_training_is_refused_before_the_folder_is_begun(folder):
     """A failure that MindSpore's compiler logs besides."""
-    result = door("train.py", "--config", "tiny.yaml", "--output_dir", "out", "--set", "model.name=my_graphs:Dict",
-                  cwd=folder)
-    refused(result, "training step: For 'cross_entropy_loss', the 'input' must be a Tensor, but got 'Dictionary",
-            f"({folder}/my_graphs.py, line {place('Dict')}); mode=pynative")
+    result = door(
+        "train.py", "--config", "tiny.yaml", "--output_dir", "out", "--set", "model.name=my_graphs:Dict", cwd=folder
+    )
+    refused(
+        result,
+        "training step: For 'cross_entropy_loss', the 'input' must be a Tensor, but got 'Dictionary",
+        f"({folder}/my_graphs.py, line {place('Dict')}); mode=pynative",
+    )
     assert result.stdout == "" and sorted(set(os.listdir(folder)) - {"__pycache__"}) == ["my_graphs.py", "tiny.yaml"]
 
 
@@ -146,18 +163,29 @@ def test_a_run_outlives_a_network_that_does_not_compile(folder):
     last_json(door("train.py", *common, "model.name=my_graphs:Base", cwd=folder))
     before = {path: path.read_bytes() for path in (folder / "out").rglob("*") if path.is_file()}
     common.append("model.name=my_graphs:InferenceTries")
-    for name, *more in (["train.py", "--overwrite"], ["eval.py", "--checkpoint_path", "out/last.ckpt"],
-                        ["export.py", "--checkpoint_path", "out/last.ckpt", "--file_name", "net"]):
-        refused(door(name, *common, *more, cwd=folder), "does not compile its inference: Unsupported statement 'Try' "
-                f"({folder}/my_graphs.py, line {place('InferenceTries')}); mode=pynative")
+    for name, *more in (
+        ["train.py", "--overwrite"],
+        ["eval.py", "--checkpoint_path", "out/last.ckpt"],
+        ["export.py", "--checkpoint_path", "out/last.ckpt", "--file_name", "net"],
+    ):
+        refused(
+            door(name, *common, *more, cwd=folder),
+            "does not compile its inference: Unsupported statement 'Try' "
+            f"({folder}/my_graphs.py, line {place('InferenceTries')}); mode=pynative",
+        )
     assert {path: path.read_bytes() for path in (folder / "out").rglob("*") if path.is_file()} == before
     assert sorted(set(os.listdir(folder)) - {"__pycache__"}) == ["my_graphs.py", "out", "tiny.yaml"]
 
 
-@pytest.mark.parametrize("changes, cells", [
-    ([], ["PlainStep", "_CountCorrect"]), (["train.mixup=0.2", "train.amp_level=O2"], ["PlainStep", "_CountCorrect"]),
-    (["train.micro_batches=2"], ["TaskGradients", "_CountCorrect"]),
-    (["train.sink_size=2", "train.log_every=2"], ["SunkSteps", "_CountCorrect"])])
+@pytest.mark.parametrize(
+    "changes, cells",
+    [
+        ([], ["PlainStep", "_CountCorrect"]),
+        (["train.mixup=0.2", "train.amp_level=O2"], ["PlainStep", "_CountCorrect"]),
+        (["train.micro_batches=2"], ["TaskGradients", "_CountCorrect"]),
+        (["train.sink_size=2", "train.log_every=2"], ["SunkSteps", "_CountCorrect"]),
+    ],
+)
 def test_nothing_is_compiled_twice(built, changes, cells, monkeypatch):
     compiled = collections.Counter()
     honest = _CellGraphExecutor.compile
@@ -166,6 +194,7 @@ def test_nothing_is_compiled_twice(built, changes, cells, monkeypatch):
         phase, anew = honest(self, cell, *arguments, **options)
         compiled[type(cell).__name__] += anew
         return phase, anew
+
     monkeypatch.setattr(_CellGraphExecutor, "compile", counted)
     config, task, network, step = built("Base", *changes)
     weights = {parameter.name: parameter.asnumpy().copy() for parameter in step.get_parameters()}
@@ -183,14 +212,24 @@ def test_nothing_is_compiled_twice(built, changes, cells, monkeypatch):
     assert all(compiled[name] == 1 for name in cells), compiled
 
 
-@pytest.mark.parametrize("said, expected", [
-    ("\n----------------------\n- Kernel select failed:\n----------------------\nSelect CPU "
-     "operator[Conv2D] fail! "
-     "Unsupported data type!\nThe supported are Float32\nnode: @x\n\n----------------------"
-     "\n- C++ Call Stack: (For framework developers)\n----------------------\nx.cc:469 Set\n",
-     "Select CPU operator[Conv2D] fail! Unsupported data type!; The supported are Float32"),
-    ("a is b.\nFunctionGraph ID : x\nNodeInfo: In file y\n\n----------------------\n"
-     "- C++\n----------------------\nx",
-     "a is b"), ("", "ValueError"), ("plain", "plain")])
+@pytest.mark.parametrize(
+    "said, expected",
+    [
+        (
+            "\n----------------------\n- Kernel select failed:\n----------------------\nSelect CPU "
+            "operator[Conv2D] fail! "
+            "Unsupported data type!\nThe supported are Float32\nnode: @x\n\n----------------------"
+            "\n- C++ Call Stack: (For framework developers)\n----------------------\nx.cc:469 Set\n",
+            "Select CPU operator[Conv2D] fail! Unsupported data type!; The supported are Float32",
+        ),
+        (
+            "a is b.\nFunctionGraph ID : x\nNodeInfo: In file y\n\n----------------------\n"
+            "- C++\n----------------------\nx",
+            "a is b",
+        ),
+        ("", "ValueError"),
+        ("plain", "plain"),
+    ],
+)
 def test_what_mindspores_errors_say(said, expected):
     assert reason(ValueError(said)) == expected

@@ -1,4 +1,5 @@
 """Networks that do not fit the images or the classes, and which of their parameters decay."""
+
 import sys
 
 import mindspore as ms
@@ -51,13 +52,26 @@ def own_mask():
 
 
 @pytest.mark.parametrize("mode", [ms.GRAPH_MODE, ms.PYNATIVE_MODE], ids=["graph", "pynative"])
-@pytest.mark.parametrize("name, message", [
-    ("my_unfit_net:made_for_224", "cannot take images of 1 x 28 x 28 .data.name: fashion_mnist.: .*MatMul.* 16 .* 784"),
-    ("my_unfit_net:five", r"returns \(1, 5\) for one image of fashion_mnist, not \(1, 10\), a number for each class"),
-    ("my_unfit_net:two", r"returns tuple for one image of fashion_mnist, not \(1, 10\)"),
-    ("my_unfit_net:bfloat16", ".*cannot take images .*: Select CPU operator.*Unsupported data type.* input.BFloat16"),
-    ("my_unfit_net:frozen", ": the network has no .* to prune: 1 frozen"),
-    ("my_unfit_net:own_mask", ": 1.weight_mask is Float32 of shape .10, 784., not a mask")])
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        (
+            "my_unfit_net:made_for_224",
+            "cannot take images of 1 x 28 x 28 .data.name: fashion_mnist.: .*MatMul.* 16 .* 784",
+        ),
+        (
+            "my_unfit_net:five",
+            r"returns \(1, 5\) for one image of fashion_mnist, not \(1, 10\), a number for each class",
+        ),
+        ("my_unfit_net:two", r"returns tuple for one image of fashion_mnist, not \(1, 10\)"),
+        (
+            "my_unfit_net:bfloat16",
+            ".*cannot take images .*: Select CPU operator.*Unsupported data type.* input.BFloat16",
+        ),
+        ("my_unfit_net:frozen", ": the network has no .* to prune: 1 frozen"),
+        ("my_unfit_net:own_mask", ": 1.weight_mask is Float32 of shape .10, 784., not a mask"),
+    ],
+)
 def test_a_network_that_does_not_fit_is_refused(name, message, mode, tmp_path, monkeypatch):
     (tmp_path / "my_unfit_net.py").write_text(OWN)
     monkeypatch.chdir(tmp_path)
@@ -125,9 +139,18 @@ def test_the_steps_are_mindcvs():
             ms.set_seed(1)
             parameters = Net().trainable_params()
             optimizer = (
-                build_optimizer(OptimizerConfig(name=name, nesterov=True), parameters, [0.1, 0.05]) if ours else
-                create_optimizer(parameters, {"sgd": "momentum"}.get(name, name), [0.1, 0.05], 5e-4, 0.9, name == "sgd",
-                                 weight_decay_filter="norm_and_bias"))
+                build_optimizer(OptimizerConfig(name=name, nesterov=True), parameters, [0.1, 0.05])
+                if ours
+                else create_optimizer(
+                    parameters,
+                    {"sgd": "momentum"}.get(name, name),
+                    [0.1, 0.05],
+                    5e-4,
+                    0.9,
+                    name == "sgd",
+                    weight_decay_filter="norm_and_bias",
+                )
+            )
             rng = np.random.default_rng(0)
             for _ in range(2):
                 optimizer(tuple(ms.Tensor(rng.standard_normal(p.shape), ms.float32) for p in parameters))

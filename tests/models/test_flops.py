@@ -1,4 +1,5 @@
 """Multiply-adds of small networks, counted by hand."""
+
 import mindspore as ms
 import numpy as np
 import pytest
@@ -87,8 +88,9 @@ def test_resnet20_has_its_known_cost():
 
 
 def test_layers_that_are_not_pruned_cost_as_well():
-    network = nn.SequentialCell([nn.Conv2d(1, 4, 3, has_bias=True), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1), nn.Flatten(),
-                                 nn.Dense(4 * 16, 3)])
+    network = nn.SequentialCell(
+        [nn.Conv2d(1, 4, 3, has_bias=True), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1), nn.Flatten(), nn.Dense(4 * 16, 3)]
+    )
     network[2].weight.requires_grad = False
     found = sparsify(network, ["4"])
     keep(found.layers[0], 5)

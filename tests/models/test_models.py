@@ -1,4 +1,5 @@
 """Networks by name: what they compute, what of them can be pruned, and what a user can get wrong."""
+
 import sys
 
 import mindcv
@@ -28,8 +29,7 @@ def pynative():
     ms.set_context(mode=ms.GRAPH_MODE)
 
 
-@pytest.mark.parametrize("depth, weights", [
-    (20, 269722), (32, 464154), (44, 658586), (56, 853018), (110, 1727962)])
+@pytest.mark.parametrize("depth, weights", [(20, 269722), (32, 464154), (44, 658586), (56, 853018), (110, 1727962)])
 def test_cifar_resnets_have_the_published_size(depth, weights):
     """Table 6 of arXiv 1512.03385: 0.27, 0.46, 0.66, 0.85 and 1.7 million."""
     network = create_model(f"cifar_resnet{depth}", 10, 3)
@@ -68,17 +68,27 @@ def test_deit_small():
     found = sparsify(network)
     names = [layer.name for layer in found.layers]
     assert len(names) == 1 + 12 * 4 + 1
-    assert {"patch_embed.proj", "blocks.0.attn.qkv", "blocks.0.attn.proj", "blocks.11.mlp.fc2",
-            "head"} <= set(names)
+    assert {"patch_embed.proj", "blocks.0.attn.qkv", "blocks.0.attn.proj", "blocks.11.mlp.fc2", "head"} <= set(names)
     assert {skipped.name for skipped in found.skipped} == {"cls_token", "pos_embed"}
     assert create_model("deit_small", 10, 3, 32).pos_embed.shape == (1, 5, 384)
 
 
-@pytest.mark.parametrize("name, channels, size, runs", [
-    ("resnet18", 1, 28, True), ("mobilenet_v1_025", 3, 32, True), ("mobilenet_v2_035_96", 3, 32, True),
-    ("shufflenet_v1_g3_05", 3, 32, True), ("regnet_x_200mf", 1, 32, True), ("convnextv2_atto", 3, 32, True),
-    ("squeezenet1_1", 3, 64, True), ("deit_small", 3, 16, True), ("densenet121", 3, 32, False),
-    ("efficientnet_b0", 3, 32, False), ("swin_tiny", 3, 224, False)])
+@pytest.mark.parametrize(
+    "name, channels, size, runs",
+    [
+        ("resnet18", 1, 28, True),
+        ("mobilenet_v1_025", 3, 32, True),
+        ("mobilenet_v2_035_96", 3, 32, True),
+        ("shufflenet_v1_g3_05", 3, 32, True),
+        ("regnet_x_200mf", 1, 32, True),
+        ("convnextv2_atto", 3, 32, True),
+        ("squeezenet1_1", 3, 64, True),
+        ("deit_small", 3, 16, True),
+        ("densenet121", 3, 32, False),
+        ("efficientnet_b0", 3, 32, False),
+        ("swin_tiny", 3, 224, False),
+    ],
+)
 def test_every_matrix_is_pruned_or_skipped_with_a_reason(name, channels, size, runs, pynative):
     ms.set_seed(0)
     network = create_model(name, 5, channels, size)
@@ -98,6 +108,7 @@ def test_every_matrix_is_pruned_or_skipped_with_a_reason(name, channels, size, r
 
     def loss(x):
         return (network(x) * ms.Tensor(np.arange(5), ms.float32)).sum()
+
     gradients = ops.grad(loss, None, ms.ParameterTuple(weights))(images(4, channels, size, size))
     for weight, gradient in zip(weights, gradients):
         assert gradient.shape == weight.shape and np.isfinite(gradient.asnumpy()).all(), weight.name
@@ -106,8 +117,9 @@ def test_every_matrix_is_pruned_or_skipped_with_a_reason(name, channels, size, r
 def test_max_pooling_of_mindcvs_resnets(pynative):
     x = np.maximum(images(1, 2, 8, 7).asnumpy(), 0)
     padded = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)))
-    expected = np.stack([[padded[:, :, i:i + 3, j:j + 3].max((2, 3)) for j in range(0, 7, 2)]
-                         for i in range(0, 7, 2)]).transpose(2, 3, 0, 1)
+    expected = np.stack(
+        [[padded[:, :, i : i + 3, j : j + 3].max((2, 3)) for j in range(0, 7, 2)] for i in range(0, 7, 2)]
+    ).transpose(2, 3, 0, 1)
     as_in_pytorch = create_model("resnet18", 10, 3)
     assert np.array_equal(as_in_pytorch.max_pool(ms.Tensor(x)).asnumpy(), expected)
     as_in_mindcv = create_model("resnet18", 10, 3, pool_padding="mindcv").set_train(False)
@@ -120,12 +132,15 @@ def test_max_pooling_of_mindcvs_resnets(pynative):
         create_model("cifar_resnet8", 10, 3, pool_padding="mindcv")
 
 
-@pytest.mark.parametrize("name, channels, size, message", [
-    ("resnet5O", 3, 32, "model.name: 'resnet5O' is not one of .*did you mean resnet50"),
-    ("swin_tiny", 3, 32, "model.name: swin_tiny of mindcv takes .* 224 x 224 pixels only, not 32 x 32"),
-    ("deit_small", 3, 8, "model.name: deit_small takes images of at least 16 pixels a side, not 8"),
-    ("edgenext_xx_small", 1, 32, "model.name: .*edgenext_xx_small .*in_channels|channels only, not 1"),
-])
+@pytest.mark.parametrize(
+    "name, channels, size, message",
+    [
+        ("resnet5O", 3, 32, "model.name: 'resnet5O' is not one of .*did you mean resnet50"),
+        ("swin_tiny", 3, 32, "model.name: swin_tiny of mindcv takes .* 224 x 224 pixels only, not 32 x 32"),
+        ("deit_small", 3, 8, "model.name: deit_small takes images of at least 16 pixels a side, not 8"),
+        ("edgenext_xx_small", 1, 32, "model.name: .*edgenext_xx_small .*in_channels|channels only, not 1"),
+    ],
+)
 def test_what_a_network_does_not_take(name, channels, size, message):
     with pytest.raises(UserError, match=message) as error:
         create_model(name, 10, channels, size)
@@ -169,16 +184,19 @@ def test_a_users_own_network(own):
     assert create_model("my_own_net:Net", 7, 1, 28).given == (7, 1, 28)
 
 
-@pytest.mark.parametrize("name, message", [
-    ("my_absent_net:build_net", "no module my_absent_net in "),
-    ("my_own_net:nothing", "my_own_net.py has no function nothing"),
-    ("my_own_net:number", "has no function number"),
-    ("my_own_net:broken", r"\(num_classes=7, .*KeyError: 'nothing' \(.*my_own_net.py, line 13\)"),
-    ("my_own_net:not_a_cell", "returns a int, not a mindspore.nn.Cell"),
-    ("my_broken_net:net", r"ModuleNotFoundError: .*'absent_module_xyz' \(.*my_broken_net.py, line 1\)"),
-    ("my_own_net:", "is not of the form module:function"),
-    ("../x:build", "is not of the form module:function"),
-])
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("my_absent_net:build_net", "no module my_absent_net in "),
+        ("my_own_net:nothing", "my_own_net.py has no function nothing"),
+        ("my_own_net:number", "has no function number"),
+        ("my_own_net:broken", r"\(num_classes=7, .*KeyError: 'nothing' \(.*my_own_net.py, line 13\)"),
+        ("my_own_net:not_a_cell", "returns a int, not a mindspore.nn.Cell"),
+        ("my_broken_net:net", r"ModuleNotFoundError: .*'absent_module_xyz' \(.*my_broken_net.py, line 1\)"),
+        ("my_own_net:", "is not of the form module:function"),
+        ("../x:build", "is not of the form module:function"),
+    ],
+)
 def test_mistakes_in_a_users_own_network(own, name, message):
     with pytest.raises(UserError, match=message) as error:
         create_model(name, 7, 1)
@@ -218,11 +236,15 @@ def hidden(tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "my_hidden_net", raising=False)
 
 
-@pytest.mark.parametrize("name, message", [
-    ("in_list", "0.held is a plain list with a Dense in it, .*; make it a mindspore.nn.CellList$"),
-    ("in_tuple", "held is a plain tuple with a SequentialCell in it, .*; make it a mindspore.nn.CellList$"),
-    ("in_dict", "held is a plain dict with a Dense in it, .*; make it a mindspore.nn.CellDict$"),
-    ("parameters", "held is a plain list with a Parameter in it, .*; make it a mindspore.ParameterTuple$")])
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("in_list", "0.held is a plain list with a Dense in it, .*; make it a mindspore.nn.CellList$"),
+        ("in_tuple", "held is a plain tuple with a SequentialCell in it, .*; make it a mindspore.nn.CellList$"),
+        ("in_dict", "held is a plain dict with a Dense in it, .*; make it a mindspore.nn.CellDict$"),
+        ("parameters", "held is a plain list with a Parameter in it, .*; make it a mindspore.ParameterTuple$"),
+    ],
+)
 def test_layers_that_mindspore_does_not_find_are_refused(hidden, name, message):
     with pytest.raises(UserError, match=f"^model.name: my_hidden_net:{name}: {message}"):
         create_model(f"my_hidden_net:{name}", 10, 3)

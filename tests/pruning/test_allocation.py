@@ -23,14 +23,16 @@ def random_weights(layer_shapes, seed, values=None):
     rng = np.random.default_rng(seed)
     if values is not None:
         return [rng.choice(values, shape).astype(np.float32) for shape in layer_shapes]
-    return [(rng.standard_normal(shape) * 10.0 ** rng.integers(-3, 3)).astype(np.float32)
-            for shape in layer_shapes]
+    return [(rng.standard_normal(shape) * 10.0 ** rng.integers(-3, 3)).astype(np.float32) for shape in layer_shapes]
 
 
 def largest_by_sorting(weights, count):
     """The K largest |w| of the network, by definition: sorted by magnitude, then layer, then flat index."""
-    entries = [(-abs(float(value)), layer, index)
-               for layer, weight in enumerate(weights) for index, value in enumerate(weight.ravel())]
+    entries = [
+        (-abs(float(value)), layer, index)
+        for layer, weight in enumerate(weights)
+        for index, value in enumerate(weight.ravel())
+    ]
     return [sum(1 for entry in sorted(entries)[:count] if entry[1] == layer) for layer in range(len(weights))]
 
 

@@ -62,8 +62,14 @@ def test_step_counts_survive_float_error():
     assert UpdateCalendar(100, 1, 0.299, 0.3, 0.1).prune_step == 29  # 29.9 is no float error
 
 
-@given(st.integers(1, 300), st.integers(1, 40), st.floats(0.01, 1.0), st.floats(0.01, 1.0), st.integers(0, 5),
-       st.sampled_from(["exponential", "cubic", "constant"]))
+@given(
+    st.integers(1, 300),
+    st.integers(1, 40),
+    st.floats(0.01, 1.0),
+    st.floats(0.01, 1.0),
+    st.integers(0, 5),
+    st.sampled_from(["exponential", "cubic", "constant"]),
+)
 def test_a_calendar_that_is_accepted_reaches_its_target(total, every, until, after, warmup, schedule):
     try:
         calendar = UpdateCalendar(total, every, until, after, 0.05, schedule, warmup)
@@ -82,24 +88,31 @@ def test_a_calendar_that_is_accepted_reaches_its_target(total, every, until, aft
     assert indices == list(range(1, len(indices) + 1))
 
 
-@pytest.mark.parametrize("changes, message", [
-    ({"update_every": 91},
-     "pruning.update_every: 91 steps is more than the 90 .*pruning.prune_until.*no update can reach"),
-    ({"prune_until": 0.001}, "more than the 0 .*no update can reach"),
-    ({"prune_until": 0.97}, "pruning.prune_until: 0.97 of 100 steps is after pruning.freeze_after: 0.96"),
-    ({"warmup_updates": 18}, "pruning.warmup_updates: 18 is not in .0, 17.; there are 18 updates"),
-    ({"warmup_updates": -1}, "pruning.warmup_updates: -1"),
-    ({"update_every": 0}, "pruning.update_every: 0 steps, must be at least 1"),
-    ({"total_steps": 0}, "a run of 0 steps"),
-    ({"prune_until": 0.0}, r"pruning.prune_until: 0.0 is not in \(0, 1\]"),
-    ({"freeze_after": 1.1}, r"pruning.freeze_after: 1.1 is not in \(0, 1\]"),
-    ({"density": 0.0}, r"pruning.density: 0.0 is not in \(0, 1\]"),
-    ({"density": float("nan")}, "pruning.density: nan"),
-    ({"schedule": "linear"}, "pruning.schedule: 'linear' is not one of exponential, cubic, constant"),
-    ({"schedule": "alternating", "update_every": 6},
-     "pruning.schedule: alternating needs at least 16 updates .* there are 15; pruning.update_every: 6 steps"),
-    ({"schedule": "alternating", "warmup_updates": 3}, "alternating needs at least 16 updates .* there are 15"),
-])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (
+            {"update_every": 91},
+            "pruning.update_every: 91 steps is more than the 90 .*pruning.prune_until.*no update can reach",
+        ),
+        ({"prune_until": 0.001}, "more than the 0 .*no update can reach"),
+        ({"prune_until": 0.97}, "pruning.prune_until: 0.97 of 100 steps is after pruning.freeze_after: 0.96"),
+        ({"warmup_updates": 18}, "pruning.warmup_updates: 18 is not in .0, 17.; there are 18 updates"),
+        ({"warmup_updates": -1}, "pruning.warmup_updates: -1"),
+        ({"update_every": 0}, "pruning.update_every: 0 steps, must be at least 1"),
+        ({"total_steps": 0}, "a run of 0 steps"),
+        ({"prune_until": 0.0}, r"pruning.prune_until: 0.0 is not in \(0, 1\]"),
+        ({"freeze_after": 1.1}, r"pruning.freeze_after: 1.1 is not in \(0, 1\]"),
+        ({"density": 0.0}, r"pruning.density: 0.0 is not in \(0, 1\]"),
+        ({"density": float("nan")}, "pruning.density: nan"),
+        ({"schedule": "linear"}, "pruning.schedule: 'linear' is not one of exponential, cubic, constant"),
+        (
+            {"schedule": "alternating", "update_every": 6},
+            "pruning.schedule: alternating needs at least 16 updates .* there are 15; pruning.update_every: 6 steps",
+        ),
+        ({"schedule": "alternating", "warmup_updates": 3}, "alternating needs at least 16 updates .* there are 15"),
+    ],
+)
 def test_refusals_name_the_key_in_one_line(changes, message):
     with pytest.raises(ValueError, match=message) as error:
         UpdateCalendar(**{**RUN, **changes})

@@ -57,13 +57,16 @@ def test_delayed_refuses_a_warmup_that_leaves_nothing():
 
 
 @pytest.mark.parametrize("name", sorted(DENSITY_SCHEDULES))
-@pytest.mark.parametrize("arguments, message", [
-    ((1, 0, 0.1), "updates must be at least 1, got 0"),
-    ((-1, 5, 0.1), "update must be at least 0, got -1"),
-    ((1, 5, 0.0), r"density must be in \(0, 1\], got 0.0"),
-    ((1, 5, 1.5), "got 1.5"),
-    ((1, 5, math.nan), "got nan"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ((1, 0, 0.1), "updates must be at least 1, got 0"),
+        ((-1, 5, 0.1), "update must be at least 0, got -1"),
+        ((1, 5, 0.0), r"density must be in \(0, 1\], got 0.0"),
+        ((1, 5, 1.5), "got 1.5"),
+        ((1, 5, math.nan), "got nan"),
+    ],
+)
 def test_schedules_refuse_nonsense(name, arguments, message):
     with pytest.raises(ValueError, match=message):
         DENSITY_SCHEDULES[name](*arguments)
@@ -77,14 +80,17 @@ def test_drop_fraction_known_by_hand():
     assert cosine_drop_fraction(17, 90, 0.0) == 0.0
 
 
-@pytest.mark.parametrize("arguments, message", [
-    ((1, 0, 0.3), "end_step must be at least 1, got 0"),
-    ((-1, 10, 0.3), r"step must be in \[0, 10\].*got -1"),
-    ((11, 10, 0.3), "got 11"),
-    ((1, 10, -0.1), r"alpha must be in \[0, 1\], got -0.1"),
-    ((1, 10, 1.1), "got 1.1"),
-    ((1, 10, math.nan), "got nan"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ((1, 0, 0.3), "end_step must be at least 1, got 0"),
+        ((-1, 10, 0.3), r"step must be in \[0, 10\].*got -1"),
+        ((11, 10, 0.3), "got 11"),
+        ((1, 10, -0.1), r"alpha must be in \[0, 1\], got -0.1"),
+        ((1, 10, 1.1), "got 1.1"),
+        ((1, 10, math.nan), "got nan"),
+    ],
+)
 def test_drop_fraction_refuses_nonsense(arguments, message):
     with pytest.raises(ValueError, match=message):
         cosine_drop_fraction(*arguments)

@@ -8,11 +8,17 @@ from hypothesis import strategies as st
 from rpg_ms.pruning import structural_rank
 
 
-@pytest.mark.parametrize("mask, rank", [
-    ([[1, 0, 0, 0, 0], [1, 0, 0, 0, 0], [0, 1, 1, 0, 0], [0, 0, 0, 0, 0]], 2),  # two rows share a column, one is dead
-    (np.eye(3, 7), 3),
-    (np.zeros((2, 3)), 0),
-])
+@pytest.mark.parametrize(
+    "mask, rank",
+    [
+        (
+            [[1, 0, 0, 0, 0], [1, 0, 0, 0, 0], [0, 1, 1, 0, 0], [0, 0, 0, 0, 0]],
+            2,
+        ),  # two rows share a column, one is dead
+        (np.eye(3, 7), 3),
+        (np.zeros((2, 3)), 0),
+    ],
+)
 def test_by_hand(mask, rank):
     assert structural_rank(np.asarray(mask, bool)) == rank
 
@@ -23,7 +29,9 @@ def test_it_is_the_largest_matching_of_rows_and_columns(rows, columns, seed, den
     mask = np.random.default_rng(seed).random((rows, columns, 1, 1)) < density
     flat = mask.reshape(rows, columns)
     size = min(rows, columns)
-    matchings = (sum(flat[row, column] for row, column in zip(chosen, order))
-                 for chosen in itertools.permutations(range(rows), size)
-                 for order in itertools.permutations(range(columns), size))
+    matchings = (
+        sum(flat[row, column] for row, column in zip(chosen, order))
+        for chosen in itertools.permutations(range(rows), size)
+        for order in itertools.permutations(range(columns), size)
+    )
     assert structural_rank(mask) == max(matchings)

@@ -42,8 +42,10 @@ class Recorded:
         return [self[f"{key}{layer}"] for layer in range(len(self.shapes))]
 
     def masks(self, key):
-        return [np.unpackbits(packed, count=math.prod(shape)).astype(bool).reshape(shape)
-                for packed, shape in zip(self.layers(key), self.shapes)]
+        return [
+            np.unpackbits(packed, count=math.prod(shape)).astype(bool).reshape(shape)
+            for packed, shape in zip(self.layers(key), self.shapes)
+        ]
 
 
 def test_every_recorded_update_is_tested():
@@ -54,8 +56,13 @@ def test_every_recorded_update_is_tested():
 @pytest.mark.parametrize("name, number", golden_updates())
 def test_drop_and_grow_matches_the_released_implementation(name, number):
     update = Recorded(name, number)
-    inputs = zip(update.layers("w_before"), update.masks("survivors"), update.layers("dense_grad"),
-                 update.layers("n_remain"), update.layers("n_grow"))
+    inputs = zip(
+        update.layers("w_before"),
+        update.masks("survivors"),
+        update.layers("dense_grad"),
+        update.layers("n_remain"),
+        update.layers("n_grow"),
+    )
     expected = zip(update.layers("w_after"), update.masks("mask_after"))
     for (weight, surviving, grad, n_remain, n_grow), (w_after, mask_after) in zip(inputs, expected):
         new_weight, new_mask = drop_and_grow(weight, surviving, grad, int(n_remain - n_grow), int(n_grow))
@@ -84,9 +91,13 @@ def test_global_cut_and_schedules_match_up_to_the_one_weight_they_round(name, nu
 
 # --- largest ------------------------------------------------------------------------------------------------
 
+
 @settings(max_examples=1000, deadline=None)
-@given(st.lists(st.integers(-3, 3), min_size=1, max_size=60), st.data(),
-       st.sampled_from([np.float16, np.float32, np.float64]))
+@given(
+    st.lists(st.integers(-3, 3), min_size=1, max_size=60),
+    st.data(),
+    st.sampled_from([np.float16, np.float32, np.float64]),
+)
 def test_largest_is_that_of_a_full_sort(values, data, dtype):
     count = data.draw(st.integers(0, len(values)))
     chosen = sorted(range(len(values)), key=lambda index: (-values[index], index))[:count]
@@ -112,12 +123,13 @@ def test_largest_refuses_what_it_cannot_rank():
 
 # --- survivors ----------------------------------------------------------------------------------------------
 
+
 def test_survivors_of_the_global_cut_are_the_largest_of_the_network():
     rng = np.random.default_rng(1)
     weights = [rng.integers(-4, 5, shape).astype(np.float32) for shape in ((5, 4, 3, 3), (6, 7), (30, 2))]
     masks = survivors(weights, global_counts(weights, 0.3, min_per_layer=0))
     order = np.argsort(-np.abs(np.concatenate(weights, axis=None)), kind="stable")
-    expected = np.isin(np.arange(order.size), order[:round(0.3 * order.size)])
+    expected = np.isin(np.arange(order.size), order[: round(0.3 * order.size)])
     np.testing.assert_array_equal(np.concatenate(masks, axis=None), expected)
     assert [mask.shape for mask in masks] == [weight.shape for weight in weights]
 
@@ -135,6 +147,7 @@ def test_survivors_refuse_by_layer():
 
 # --- drop and grow ------------------------------------------------------------------------------------------
 
+
 def drop_and_grow_by_sorting(weight, surviving, grad, n_keep, n_grow):
     """The definition, one position at a time."""
     flat, inside, scores = weight.ravel().tolist(), surviving.ravel().tolist(), grad.ravel().tolist()
@@ -148,8 +161,14 @@ def drop_and_grow_by_sorting(weight, surviving, grad, n_keep, n_grow):
 
 
 @settings(max_examples=1000, deadline=None)
-@given(st.integers(1, 6), st.integers(1, 6), st.booleans(), st.integers(0, 2**32 - 1), st.data(),
-       st.sampled_from([np.float16, np.float32, np.float64]))
+@given(
+    st.integers(1, 6),
+    st.integers(1, 6),
+    st.booleans(),
+    st.integers(0, 2**32 - 1),
+    st.data(),
+    st.sampled_from([np.float16, np.float32, np.float64]),
+)
 def test_drop_and_grow_is_its_definition(rows, columns, tied, seed, data, dtype):
     rng = np.random.default_rng(seed)
     values = rng.integers(-2, 3, (2, rows, columns)) if tied else rng.standard_normal((2, rows, columns))
@@ -196,25 +215,36 @@ def test_gradient_is_not_needed_without_growth():
     assert new_mask.tolist() == [[False, True, True]] and new_weight.tolist() == [[0.0, -3.0, 2.0]]
 
 
-@pytest.mark.parametrize("changes, message", [
-    ({"survivors": np.ones((2, 3))}, r"survivors must be boolean of shape \(2, 3\), got float64"),
-    ({"survivors": np.ones((3, 2), bool)},
-     r"survivors must be boolean of shape \(2, 3\), got bool of shape \(3, 2\)"),
-    ({"n_keep": 6}, "cannot keep 6 and grow 1 of the 6 weights"),
-    ({"n_keep": -1}, "cannot keep -1"),
-    ({"dense_grad": None}, r"growing 1 weights needs a gradient of shape \(2, 3\), got None"),
-    ({"dense_grad": np.ones((3, 2))}, r"got shape \(3, 2\)"),
-    ({"dense_grad": np.full((2, 3), np.inf)}, "gradient: 6 of 6 entries are NaN or infinite"),
-    ({"weight": np.full((2, 3), np.nan)}, "weight: 6 of 6 entries are NaN or infinite"),
-])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"survivors": np.ones((2, 3))}, r"survivors must be boolean of shape \(2, 3\), got float64"),
+        (
+            {"survivors": np.ones((3, 2), bool)},
+            r"survivors must be boolean of shape \(2, 3\), got bool of shape \(3, 2\)",
+        ),
+        ({"n_keep": 6}, "cannot keep 6 and grow 1 of the 6 weights"),
+        ({"n_keep": -1}, "cannot keep -1"),
+        ({"dense_grad": None}, r"growing 1 weights needs a gradient of shape \(2, 3\), got None"),
+        ({"dense_grad": np.ones((3, 2))}, r"got shape \(3, 2\)"),
+        ({"dense_grad": np.full((2, 3), np.inf)}, "gradient: 6 of 6 entries are NaN or infinite"),
+        ({"weight": np.full((2, 3), np.nan)}, "weight: 6 of 6 entries are NaN or infinite"),
+    ],
+)
 def test_drop_and_grow_refuses_nonsense(changes, message):
-    arguments = {"weight": np.ones((2, 3)), "survivors": np.ones((2, 3), bool), "dense_grad": np.ones((2, 3)),
-                 "n_keep": 2, "n_grow": 1}
+    arguments = {
+        "weight": np.ones((2, 3)),
+        "survivors": np.ones((2, 3), bool),
+        "dense_grad": np.ones((2, 3)),
+        "n_keep": 2,
+        "n_grow": 1,
+    }
     with pytest.raises(ValueError, match=message):
         drop_and_grow(**{**arguments, **changes})
 
 
 # --- the network --------------------------------------------------------------------------------------------
+
 
 @settings(max_examples=300, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.floats(0.05, 1.0), st.floats(0.0, 1.0))

@@ -106,6 +106,7 @@ def test_other_inputs_of_the_graph_keep_their_gradient(mode):
 
     def objective(w, scale):
         return cell(w) * scale + ops.square(scale)
+
     w, scale = ms.Tensor(CASES[5].w.astype(np.float32)), ms.Tensor(np.float32(2))
     grad = ms.grad(objective, 1)(w, scale)
     assert grad.asnumpy() == pytest.approx(rank_term(CASES[5].w, 0.2)[0] + 4, rel=1e-5)

@@ -1,4 +1,5 @@
 """The matmul backend: multiplications only, float32; k may be off by one where eigenvalues nearly agree."""
+
 import mindspore as ms
 import numpy as np
 import pytest
@@ -39,8 +40,14 @@ def test_golden():
 
 
 @settings(max_examples=15, deadline=None)
-@given(st.integers(4, 40), st.integers(4, 60), st.integers(0, 2 ** 32 - 1), st.sampled_from([0.1, 0.3, 1.0]),
-       st.sampled_from([0.05, 0.1, 0.2, 0.5, 0.9]), st.sampled_from([1e-25, 1.0, 1e15]))
+@given(
+    st.integers(4, 40),
+    st.integers(4, 60),
+    st.integers(0, 2**32 - 1),
+    st.sampled_from([0.1, 0.3, 1.0]),
+    st.sampled_from([0.05, 0.1, 0.2, 0.5, 0.9]),
+    st.sampled_from([1e-25, 1.0, 1e15]),
+)
 def test_random_matrices(rows, columns, seed, density, delta, scale):
     rng = np.random.default_rng(seed)
     w = rng.standard_normal((rows, columns)) * (rng.random((rows, columns)) < density)

@@ -1,4 +1,5 @@
 """Ranks of small matrices whose answer is known by hand."""
+
 import time
 
 import numpy as np

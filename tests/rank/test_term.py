@@ -35,7 +35,7 @@ def test_gradient_is_the_finite_difference_at_fixed_truncation(shape, backend):
     def value(w):
         """-||W/||W|| - A_k||^2 with A_k recomputed: stationary in A_k, so its derivative is the same."""
         s = np.linalg.svd(w.reshape(shape[0], -1), compute_uv=False)
-        return -(s[k:] ** 2).sum() / (s ** 2).sum()
+        return -(s[k:] ** 2).sum() / (s**2).sum()
 
     assert value(w) == pytest.approx(loss, rel=1e-10)
     for _ in range(5):
@@ -46,8 +46,14 @@ def test_gradient_is_the_finite_difference_at_fixed_truncation(shape, backend):
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.integers(1, 12), st.integers(1, 30), st.integers(0, 2 ** 32 - 1), st.sampled_from([0.05, 0.3, 1.0]),
-       st.floats(0.01, 1.0), st.sampled_from([1e-30, 1.0, 1e20]))
+@given(
+    st.integers(1, 12),
+    st.integers(1, 30),
+    st.integers(0, 2**32 - 1),
+    st.sampled_from([0.05, 0.3, 1.0]),
+    st.floats(0.01, 1.0),
+    st.sampled_from([1e-30, 1.0, 1e20]),
+)
 def test_gram_against_a_float64_svd(rows, columns, seed, density, delta, scale):
     rng = np.random.default_rng(seed)
     w = rng.standard_normal((rows, columns)) * (rng.random((rows, columns)) < density) * scale
@@ -85,8 +91,15 @@ def test_gram_in_float32_keeps_the_accuracy_of_float64(shape, decay):
 
 def test_many_weights_are_as_one_by_one():
     rng = np.random.default_rng(2)
-    weights = [rng.standard_normal(shape).astype(dtype) for shape, dtype in
-               (((4, 2, 3, 3), np.float32), ((64, 9), np.float32), ((3, 5), np.float64), ((30, 40), np.float32))]
+    weights = [
+        rng.standard_normal(shape).astype(dtype)
+        for shape, dtype in (
+            ((4, 2, 3, 3), np.float32),
+            ((64, 9), np.float32),
+            ((3, 5), np.float64),
+            ((30, 40), np.float32),
+        )
+    ]
     weights[1][:] = 0
     for weight, (loss, k, grad) in zip(weights, rank_terms(weights, 0.1)):
         one_loss, one_k, one_grad = rank_term(weight, 0.1)
@@ -123,6 +136,7 @@ def test_nonfinite_weights_are_loud():
 def test_an_eigendecomposition_that_fails_is_replaced_by_an_svd(monkeypatch):
     def fails(gram):
         raise np.linalg.LinAlgError("Eigenvalues did not converge")
+
     monkeypatch.setattr(np.linalg, "eigh", fails)
     case = CASES[5]
     loss, k, grad = rank_term(case.w, case.delta, "gram")
@@ -153,6 +167,7 @@ def test_failed_ops_svd_falls_back_to_lapack(monkeypatch, caplog):
     def broken(weight, delta):
         loss, k, grad = honest(weight, delta)
         return loss, k, grad * float("nan")
+
     monkeypatch.setattr(term, "svd_term", broken)
     case = CASES[5]
     loss, k, grad = rank_term(case.w, case.delta, "svd")
@@ -161,9 +176,16 @@ def test_failed_ops_svd_falls_back_to_lapack(monkeypatch, caplog):
     assert "using LAPACK" in caplog.text
 
 
-@pytest.mark.parametrize("arguments, words", [
-    ((np.ones(3), 0.1), "two or more dimensions"), ((np.ones((2, 2), int), 0.1), "floating point"),
-    ((np.ones((2, 2)), 0.0), "delta"), ((np.ones((2, 2)), 1.5), "delta"), ((np.ones((2, 2)), 0.1, "qr"), "backend")])
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ((np.ones(3), 0.1), "two or more dimensions"),
+        ((np.ones((2, 2), int), 0.1), "floating point"),
+        ((np.ones((2, 2)), 0.0), "delta"),
+        ((np.ones((2, 2)), 1.5), "delta"),
+        ((np.ones((2, 2)), 0.1, "qr"), "backend"),
+    ],
+)
 def test_nonsense_is_refused(arguments, words):
     with pytest.raises(ValueError, match=words):
         rank_term(*arguments)
@@ -173,5 +195,3 @@ def test_float16_is_computed_in_more():
     case = CASES[5]
     loss, k, grad = rank_term(case.w.astype(np.float16), case.delta)
     assert grad.dtype == np.float16 and loss == pytest.approx(case.loss, rel=1e-2)
-
-

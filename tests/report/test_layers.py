@@ -1,4 +1,5 @@
 """Dead filters of small matrices whose answer is known by hand."""
+
 import numpy as np
 import pytest
 

@@ -1,4 +1,5 @@
 """Reports on real, tiny runs."""
+
 import base64
 import dataclasses
 import io
@@ -29,8 +30,7 @@ def run(tmp_path_factory):
     """A finished run, in `out` of a folder; nothing changes it."""
     folder = tmp_path_factory.mktemp("report")
     (folder / "tiny.yaml").write_text(TINY)
-    last_json(door("train.py", "--config", "tiny.yaml", "--output_dir", "out", "--set", *SETTINGS,
-                   cwd=folder))
+    last_json(door("train.py", "--config", "tiny.yaml", "--output_dir", "out", "--set", *SETTINGS, cwd=folder))
     return folder / "out"
 
 
@@ -69,9 +69,12 @@ class Page(HTMLParser):
 
     def needs_nothing(self):
         style = re.search(r"<style>(.*?)</style>", self.source, re.DOTALL)[1]
-        return (not {"script", "link", "iframe", "object", "base"} & set(self.tags)
-                and "url(" not in style and "@import" not in style
-                and all(source.startswith("data:image/png;base64,") for source in self.sources))
+        return (
+            not {"script", "link", "iframe", "object", "base"} & set(self.tags)
+            and "url(" not in style
+            and "@import" not in style
+            and all(source.startswith("data:image/png;base64,") for source in self.sources)
+        )
 
 
 def check_pictures(folder, names):
@@ -79,8 +82,9 @@ def check_pictures(folder, names):
     page = Page(folder / "report.html")
     files = {path.stem: path.read_bytes() for path in folder.glob("*.png")}
     assert set(files) == names and page.needs_nothing()
-    assert [base64.b64decode(source.split(",")[1]) for source in page.sources] \
-        == [files[name] for name in re.findall(r'<figure id="(\w+)">', page.source)]
+    assert [base64.b64decode(source.split(",")[1]) for source in page.sources] == [
+        files[name] for name in re.findall(r'<figure id="(\w+)">', page.source)
+    ]
     for name, content in files.items():
         pixels = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
         assert pixels.shape[1] >= 1000 and len(np.unique(pixels.reshape(-1, 3), axis=0)) > 20, name
@@ -96,8 +100,14 @@ def test_report_of_one_run_through_the_door(run):
     assert "Warning" not in result.stderr and "Traceback" not in result.stderr
     page = check_pictures(run / "report", {"training", "layers", "cost", "rank_k"})
     summary = json.loads((run / "summary.json").read_text())
-    for text in ("finished, 8 steps", f"{summary['top1']:.2f} %", "layer3.0.conv2", "64 × 64 × 3 × 3",
-                 "λ = 0.5", f"{summary['nonzero']:,} of {summary['prunable']:,}"):
+    for text in (
+        "finished, 8 steps",
+        f"{summary['top1']:.2f} %",
+        "layer3.0.conv2",
+        "64 × 64 × 3 × 3",
+        "λ = 0.5",
+        f"{summary['nonzero']:,} of {summary['prunable']:,}",
+    ):
         assert text in page.text, text
     assert {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()} == before
 
@@ -107,8 +117,11 @@ def test_the_numbers_are_those_of_the_checkpoint(run, loaded):
     summary = json.loads((run / "summary.json").read_text())
     assert loaded.label == "rpg" and loaded.sparsity == 80 and loaded.measured == summary["top1"]
     assert loaded.total("weights") == summary["prunable"] and loaded.total("nonzero") == summary["nonzero"]
-    trained = [value.size for name, value in values.items()
-               if name.endswith((".weight", ".bias", ".gamma", ".beta")) and ":" not in name]
+    trained = [
+        value.size
+        for name, value in values.items()
+        if name.endswith((".weight", ".bias", ".gamma", ".beta")) and ":" not in name
+    ]
     assert loaded.total("weights") + loaded.other_parameters == sum(trained)
     assert len(loaded.layers) == 8 and len(loaded.rank_updates) == len(loaded.topology) == 2
     for layer in loaded.layers:
@@ -124,7 +137,7 @@ def test_the_numbers_are_those_of_the_checkpoint(run, loaded):
 
 def test_density_begins_where_the_run_did(loaded):
     def drawn(run):
-        line, = figures.training(run).axes[2].lines
+        (line,) = figures.training(run).axes[2].lines
         return list(zip(*line.get_data()))
 
     logged = [(line["step"], 100 * line["density"]) for line in loaded.topology]
@@ -162,26 +175,38 @@ def variant(run, label, top1, seed=0, density=None):
     layers = run.layers
     if density is not None:
         layers = tuple(dataclasses.replace(layer, nonzero=round(density * layer.weights)) for layer in layers)
-    return dataclasses.replace(run, label=label, layers=layers, summary={**run.summary, "top1": top1},
-                               config=run.config.model_copy(update={"seed": seed}))
+    return dataclasses.replace(
+        run,
+        label=label,
+        layers=layers,
+        summary={**run.summary, "top1": top1},
+        config=run.config.model_copy(update={"seed": seed}),
+    )
 
 
 def test_report_of_several_runs(loaded, tmp_path):
     unfinished = dataclasses.replace(loaded, label="set", summary=None, step=4, total_steps=8)
-    runs = [variant(loaded, "RPG", 70.0), variant(loaded, "RPG", 73.0, seed=1),
-            variant(loaded, "<b>GMP & $x$", 60.0), variant(loaded, "RPG", 50.0, density=0.02),
-            variant(loaded, "dense", 80.0, density=1.0), unfinished]
+    runs = [
+        variant(loaded, "RPG", 70.0),
+        variant(loaded, "RPG", 73.0, seed=1),
+        variant(loaded, "<b>GMP & $x$", 60.0),
+        variant(loaded, "RPG", 50.0, density=0.02),
+        variant(loaded, "dense", 80.0, density=1.0),
+        unfinished,
+    ]
     path = write_report(runs, tmp_path / "report")
     page = check_pictures(path.parent, {"accuracy", "rank"})
-    table = page.text[page.text.index("Methods"):page.text.index("Runs")]
+    table = page.text[page.text.index("Methods") : page.text.index("Runs")]
     assert "2 (0, 1)71.50 ± 2.12" in table and "set" not in table and "60.00" in table
     assert "60.00 ±" not in table, "a single run has no deviation"
     assert "<b>GMP & $x$" in table and "b" not in page.tags
     assert "unfinished at step 4 of 8" in page.text and "1 of 6 runs" in page.text
     assert "differ in" not in page.text
     groups = by_label_and_sparsity(runs)
-    assert [(key, len(members)) for key, members in groups.items() if key[0] == "RPG"] \
-        == [(("RPG", 80.0), 2), (("RPG", 98.0), 1)]
+    assert [(key, len(members)) for key, members in groups.items() if key[0] == "RPG"] == [
+        (("RPG", 80.0), 2),
+        (("RPG", 98.0), 1),
+    ]
 
 
 def test_seeds_that_are_not_of_one_experiment_are_pointed_out(loaded, tmp_path):
@@ -197,8 +222,9 @@ def test_seeds_that_are_not_of_one_experiment_are_pointed_out(loaded, tmp_path):
 
 def test_a_label_that_matplotlib_would_leave_out_and_a_line_of_one_point(loaded):
     labels = "_mine", "rpg"
-    figure = figures.figure_by_sparsity(by_label_and_sparsity(
-        [dataclasses.replace(loaded, label=label) for label in labels]), loaded.figure)
+    figure = figures.figure_by_sparsity(
+        by_label_and_sparsity([dataclasses.replace(loaded, label=label) for label in labels]), loaded.figure
+    )
     assert [text.get_text().strip() for text in figure.legends[0].get_texts()] == list(labels)
     axes = figures.training(dataclasses.replace(loaded, train=loaded.train[:1])).axes
     assert [axes[i].lines[0].get_marker() for i in (1, 3)] == ["o", "o"]
@@ -214,13 +240,17 @@ def test_only_unfinished_runs(loaded, tmp_path):
 def test_shape_and_classes_without_the_dataset(tmp_path):
     """Class folders decide about the classes; where they are not at hand, the checkpoint tells."""
     (tmp_path / "config.yaml").write_text(
-        "model: {name: cifar_resnet8}\ndata: {name: imagenet, root: /nowhere, image_size: 16}\n")
+        "model: {name: cifar_resnet8}\ndata: {name: imagenet, root: /nowhere, image_size: 16}\n"
+    )
     network = create_model("cifar_resnet8", 7, 3, 16)
     sparsify(network)
     state = {"model": "cifar_resnet8", "step": 3, "total_steps": 9, "seconds": 1.0}
-    ms.save_checkpoint([{"name": p.name, "data": p} for p in network.get_parameters()],
-                       str(tmp_path / "last.ckpt"), append_dict={"rpg_state": json.dumps(state)},
-                       crc_check=True)
+    ms.save_checkpoint(
+        [{"name": p.name, "data": p} for p in network.get_parameters()],
+        str(tmp_path / "last.ckpt"),
+        append_dict={"rpg_state": json.dumps(state)},
+        crc_check=True,
+    )
     (tmp_path / "metrics.jsonl").write_text("")
     run = load_run(tmp_path)
     assert run.input_shape == (3, 16, 16) and run.layers[-1].shape == (7, 64) and run.measured is None
@@ -250,8 +280,10 @@ def flip(path):
 
 DAMAGES = {
     "no config": (lambda run: (run / "config.yaml").unlink(), "not the folder of a run: it has no config"),
-    "not started": (lambda run: [path.unlink() for path in run.glob("*.*") if path.name != "config.yaml"],
-                    "the run was not started"),
+    "not started": (
+        lambda run: [path.unlink() for path in run.glob("*.*") if path.name != "config.yaml"],
+        "the run was not started",
+    ),
     "no checkpoint yet": (lambda run: (run / "last.ckpt").unlink(), "no checkpoint yet"),
     "truncated": (lambda run: cut(run / "last.ckpt", 1000), "last.ckpt: truncated"),
     "flipped": (lambda run: flip(run / "last.ckpt"), "last.ckpt: damaged: its checksum is wrong"),
@@ -259,15 +291,20 @@ DAMAGES = {
     "line": (lambda run: prepend(run, "{not json"), "metrics.jsonl: line 1: not JSON"),
     "binary line": (lambda run: prepend(run, "\0\0\0"), "metrics.jsonl: line 1: not JSON"),
     "no mapping": (lambda run: prepend(run, "[1]"), "line 1: not a mapping"),
-    "no step": (lambda run: prepend(run, '{"event": "train", "loss": 1.0, "lr": 0.1}'),
-                "line 1: step is missing"),
-    "text": (lambda run: prepend(run, '{"event": "train", "step": 1, "loss": "x", "lr": 0.1}'),
-             "line 1: loss: 'x' is not a finite number"),
-    "ranks": (lambda run: prepend(run, '{"event": "topology", "step": 1, "density": 0.5, "ranks": [1, 2]}'),
-              "step 1: ranks is not a list of 7 integers"),
+    "no step": (lambda run: prepend(run, '{"event": "train", "loss": 1.0, "lr": 0.1}'), "line 1: step is missing"),
+    "text": (
+        lambda run: prepend(run, '{"event": "train", "step": 1, "loss": "x", "lr": 0.1}'),
+        "line 1: loss: 'x' is not a finite number",
+    ),
+    "ranks": (
+        lambda run: prepend(run, '{"event": "topology", "step": 1, "density": 0.5, "ranks": [1, 2]}'),
+        "step 1: ranks is not a list of 7 integers",
+    ),
     "summary": (lambda run: cut(run / "summary.json", 5), "summary.json: not JSON"),
-    "another network": (lambda run: (run / "config.yaml").write_text("model: {name: cifar_resnet20}"),
-                        "another network than the configuration's"),
+    "another network": (
+        lambda run: (run / "config.yaml").write_text("model: {name: cifar_resnet20}"),
+        "another network than the configuration's",
+    ),
 }
 
 
@@ -291,12 +328,15 @@ def test_folder_that_cannot_be_written(loaded, tmp_path):
         write_report([loaded], tmp_path / "file")
 
 
-@pytest.mark.parametrize("arguments, words", [
-    (["nowhere"], ["nowhere", "no such folder"]),
-    (["out", "elsewhere"], ["--output_dir", "required"]),
-    (["out", "out/../out", "--output_dir", "both"], ["out/../out", "given twice"]),
-    (["x" * 300], ["File name too long"]),
-    ([], ["RUN_FOLDER"]),
-])
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["nowhere"], ["nowhere", "no such folder"]),
+        (["out", "elsewhere"], ["--output_dir", "required"]),
+        (["out", "out/../out", "--output_dir", "both"], ["out/../out", "given twice"]),
+        (["x" * 300], ["File name too long"]),
+        ([], ["RUN_FOLDER"]),
+    ],
+)
 def test_mistakes_at_the_door(run, arguments, words):
     refused(door("report", *arguments, cwd=run.parent), *words)

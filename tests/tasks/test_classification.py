@@ -53,7 +53,7 @@ def test_the_loss_of_shares_is_their_cross_entropy(smoothing):
 
 def test_evaluations_of_a_network_that_goes_on_changing():
     """One compiled cell serves them all; it must see new weights, training between them, and other networks."""
-    one = task(eval_batch_size=10 ** 6)
+    one = task(eval_batch_size=10**6)
     assert next(iter(one.test_batches()))["image"].shape[0] == 64, "no padding beyond the images"
     networks = []
     for seed in (0, 1):
@@ -97,13 +97,20 @@ def test_an_unreadable_image_ends_training_with_one_line(folders):
     file.write_bytes(before[:100])
     result = door("train.py", "--config", "folders.yaml", "--output_dir", "broken", cwd=folders)
     file.write_bytes(before)
-    refused(result, "data/train/n02/n02_3.JPEG: not a readable image", "had come to step", "no checkpoint yet",
-            status=1)
+    refused(
+        result, "data/train/n02/n02_3.JPEG: not a readable image", "had come to step", "no checkpoint yet", status=1
+    )
 
 
-@pytest.mark.parametrize("choice, words", [
-    ("data.root=null", ["data.root: not set"]), ("data.root=data/train", ["data/train has no folder train"]),
-    ("data.augment=flip", ["data.augment", "crop_flip"]), ("train.mixup=-1", ["train.mixup", ">= 0"])])
+@pytest.mark.parametrize(
+    "choice, words",
+    [
+        ("data.root=null", ["data.root: not set"]),
+        ("data.root=data/train", ["data/train has no folder train"]),
+        ("data.augment=flip", ["data.augment", "crop_flip"]),
+        ("train.mixup=-1", ["train.mixup", ">= 0"]),
+    ],
+)
 def test_mistakes(folders, choice, words):
     refused(door("train.py", "--config", "folders.yaml", "--set", choice, cwd=folders), *words)
 
@@ -111,9 +118,23 @@ def test_mistakes(folders, choice, words):
 def test_the_benchmark_of_the_pipeline(tmp_path):
     (tmp_path / "tiny.yaml").write_text(TINY)
     result = subprocess.run(
-        [sys.executable, str(PROJECT / "scripts/benchmark_data.py"), "--config", "tiny.yaml",
-         "--workers", "1", "2", "--seconds", "0.3"], cwd=tmp_path, capture_output=True, text=True, timeout=200,
-        env={**os.environ, "PYTHONPATH": str(PROJECT)})
+        [
+            sys.executable,
+            str(PROJECT / "scripts/benchmark_data.py"),
+            "--config",
+            "tiny.yaml",
+            "--workers",
+            "1",
+            "2",
+            "--seconds",
+            "0.3",
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        env={**os.environ, "PYTHONPATH": str(PROJECT)},
+    )
     assert result.returncode == 0, result.stderr[-2000:]
     lines = [json.loads(line) for line in result.stdout.splitlines()]
     assert [line["workers"] for line in lines] == [1, 2]

@@ -1,4 +1,5 @@
 """Weights into networks and out again: names, shapes, what does not fit, and what the zeros in a file say."""
+
 import json
 
 import mindspore as ms
@@ -64,6 +65,7 @@ def test_torchvisions_names_of_mobilenet_v2():
 
     def conv_and_norm(conv, bn):
         return {f"features.{conv}.weight"} | {f"features.{bn}.{attribute}" for attribute in norm}
+
     for end in (0, 18):
         expected |= conv_and_norm(f"{end}.0", f"{end}.1")
     for block in range(1, 18):
@@ -90,8 +92,13 @@ def test_names_and_shapes_of_other_layers(tmp_path):
     network = Others()
     weights = to_pytorch(network)
     assert {name: value.shape for name, value in weights.items()} == {
-        "words.weight": (5, 4), "line.weight": (6, 4, 3), "norm.weight": (6,), "norm.bias": (6,),
-        "slope.weight": (6,), "gamma": (3,)}
+        "words.weight": (5, 4),
+        "line.weight": (6, 4, 3),
+        "norm.weight": (6,),
+        "norm.bias": (6,),
+        "slope.weight": (6,),
+        "gamma": (3,),
+    }
     write_weights(tmp_path / "x.safetensors", network)
     again = Others()
     load_weights(tmp_path / "x.safetensors", again, sparsify(again))
@@ -126,6 +133,7 @@ def test_counters_complete_a_pytorch_state_dict(tmp_path):
 def test_mindcvs_own_names(tmp_path):
     """mindcv saves its RegNet as "0.blocks…", which here is "stages.0.blocks…"."""
     import mindcv
+
     original = mindcv.create_model("regnet_x_200mf", num_classes=10)
     entries = [{"name": parameter.name, "data": parameter} for parameter in original.get_parameters()]
     ms.save_checkpoint(entries, str(tmp_path / "x.ckpt"))
@@ -135,17 +143,21 @@ def test_mindcvs_own_names(tmp_path):
         assert np.array_equal(parameter.asnumpy(), values(network)[name])
 
 
-@pytest.mark.parametrize("wrap", [
-    lambda state: state,
-    lambda state: {"state_dict": state, "epoch": 3, "optimizer": {"param_groups": [{"lr": 0.1}]}},
-    lambda state: {"model": state},
-    lambda state: {"model_ema": state},
-    lambda state: {"state_dict": {"conv1.weight": np.zeros(1)}, "state_dict_ema": state},
-    lambda state: {f"module.{name}": value for name, value in state.items()},
-    lambda state: {"state_dict": {f"module._orig_mod.{name}": value for name, value in state.items()}},
-    lambda state: {"state_dict": {f"model.{name}": value for name, value in state.items()}},
-    lambda state: {"n_averaged": np.array(7), **{f"module.{name}": value for name, value in state.items()}},
-], ids=["bare", "state_dict", "model", "model_ema", "both", "module", "compiled", "lightning", "averaged"])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: state,
+        lambda state: {"state_dict": state, "epoch": 3, "optimizer": {"param_groups": [{"lr": 0.1}]}},
+        lambda state: {"model": state},
+        lambda state: {"model_ema": state},
+        lambda state: {"state_dict": {"conv1.weight": np.zeros(1)}, "state_dict_ema": state},
+        lambda state: {f"module.{name}": value for name, value in state.items()},
+        lambda state: {"state_dict": {f"module._orig_mod.{name}": value for name, value in state.items()}},
+        lambda state: {"state_dict": {f"model.{name}": value for name, value in state.items()}},
+        lambda state: {"n_averaged": np.array(7), **{f"module.{name}": value for name, value in state.items()}},
+    ],
+    ids=["bare", "state_dict", "model", "model_ema", "both", "module", "compiled", "lightning", "averaged"],
+)
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
 def test_wrapped_files(tmp_path, wrap, legacy):
     network, _ = build()
@@ -170,8 +182,13 @@ def test_an_entry_by_name(tmp_path):
 @pytest.mark.parametrize("dtype", [np.float16, np.float64])
 def test_other_precisions(tmp_path, dtype):
     network, _ = build()
-    save_file({name: value.astype(dtype) if value.dtype == np.float32 else value
-               for name, value in to_pytorch(network).items()}, tmp_path / "x.safetensors")
+    save_file(
+        {
+            name: value.astype(dtype) if value.dtype == np.float32 else value
+            for name, value in to_pytorch(network).items()
+        },
+        tmp_path / "x.safetensors",
+    )
     again, found = build(seed=1)
     load_weights(tmp_path / "x.safetensors", again, found)
     for name, value in values(network).items():
@@ -194,7 +211,7 @@ def test_pytorch_computes_the_same(tmp_path):
 
         def forward(self, x):
             out = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
-            x = x[:, :, ::self.stride, ::self.stride]
+            x = x[:, :, :: self.stride, :: self.stride]
             return torch.relu(out + functional.pad(x, (0, 0, 0, 0, self.pad, self.pad)))
 
     class Net(torch.nn.Module):
@@ -236,18 +253,39 @@ def prefixed(prefix, state):
 
 
 def infixed(infix, state):
-    return {name.replace("layer1.", f"layer1.{infix}.").replace("conv1.", f"conv1.{infix}."): value
-            for name, value in state.items()}
+    return {
+        name.replace("layer1.", f"layer1.{infix}.").replace("conv1.", f"conv1.{infix}."): value
+        for name, value in state.items()
+    }
 
 
-@pytest.mark.parametrize("wrap", [
-    *[lambda state, prefix=prefix: prefixed(prefix, state)
-      for prefix in ("backbone.", "network.", "net.", "encoder_q.", "model.module.net.", "module.model._orig_mod.")],
-    *[lambda state, infix=infix: infixed(infix, state)
-      for infix in ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module",
-                    "_fsdp_wrapped_module._checkpoint_wrapped_module")],
-    lambda state: prefixed("_fsdp_wrapped_module.net.", infixed("_orig_mod", state)),
-])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        *[
+            lambda state, prefix=prefix: prefixed(prefix, state)
+            for prefix in (
+                "backbone.",
+                "network.",
+                "net.",
+                "encoder_q.",
+                "model.module.net.",
+                "module.model._orig_mod.",
+            )
+        ],
+        *[
+            lambda state, infix=infix: infixed(infix, state)
+            for infix in (
+                "_orig_mod",
+                "module",
+                "_fsdp_wrapped_module",
+                "_checkpoint_wrapped_module",
+                "_fsdp_wrapped_module._checkpoint_wrapped_module",
+            )
+        ],
+        lambda state: prefixed("_fsdp_wrapped_module.net.", infixed("_orig_mod", state)),
+    ],
+)
 def test_prefixes_and_wrappers_are_found(tmp_path, wrap):
     network, _ = build()
     save_file(wrap(to_pytorch(network)), tmp_path / "x.safetensors")
@@ -259,8 +297,10 @@ def test_prefixes_and_wrappers_are_found(tmp_path, wrap):
 def test_a_prefix_of_most_names_is_enough(tmp_path):
     """Lightning's `model.*` beside a loss with weights of its own, which then may be allowed."""
     network, _ = build()
-    save_file({**prefixed("model.", to_pytorch(network)), "criterion.weight": np.ones(3, np.float32)},
-              tmp_path / "x.safetensors")
+    save_file(
+        {**prefixed("model.", to_pytorch(network)), "criterion.weight": np.ones(3, np.float32)},
+        tmp_path / "x.safetensors",
+    )
     again, found = build(seed=1)
     with pytest.raises(UserError, match="does not fit the network: not used: criterion.weight$"):
         load_weights(tmp_path / "x.safetensors", again, found)
@@ -272,8 +312,14 @@ def test_a_prefix_of_most_names_is_enough(tmp_path):
 
 def test_two_networks_under_two_prefixes_have_to_be_chosen_from(tmp_path):
     query, keys = build(), build(seed=2)
-    save_file({**prefixed("encoder_q.", to_pytorch(query[0])), **prefixed("encoder_k.", to_pytorch(keys[0])),
-               "queue": np.ones((2, 3), np.float32)}, tmp_path / "x.safetensors")
+    save_file(
+        {
+            **prefixed("encoder_q.", to_pytorch(query[0])),
+            **prefixed("encoder_k.", to_pytorch(keys[0])),
+            "queue": np.ones((2, 3), np.float32),
+        },
+        tmp_path / "x.safetensors",
+    )
     again, found = build(seed=1)
     with pytest.raises(UserError, match="under 'encoder_..' and under 'encoder_..' fit .* by model.pretrained_prefix$"):
         load_weights(tmp_path / "x.safetensors", again, found, keys="model.pretrained_{}")
@@ -282,8 +328,10 @@ def test_two_networks_under_two_prefixes_have_to_be_chosen_from(tmp_path):
         assert same(expected[0], again)
     with pytest.raises(UserError, match="no name begins with 'encoder.'; there are encoder_"):
         load_weights(tmp_path / "x.safetensors", again, found, prefix="encoder")
-    save_file({**prefixed("model.", to_pytorch(query[0])), **prefixed("loss.model.", to_pytorch(query[0]))},
-              tmp_path / "x.safetensors")  # the same network twice
+    save_file(
+        {**prefixed("model.", to_pytorch(query[0])), **prefixed("loss.model.", to_pytorch(query[0]))},
+        tmp_path / "x.safetensors",
+    )  # the same network twice
     with pytest.raises(UserError, match="not used: loss.model."):  # but in other memory
         load_weights(tmp_path / "x.safetensors", again, found)
     load_weights(tmp_path / "x.safetensors", again, found, allow=["loss.*"])
@@ -298,10 +346,13 @@ def test_entries_are_named(tmp_path):
         load_weights(tmp_path / "x.pth", again, found, keys="model.pretrained_{}")
     load_weights(tmp_path / "x.pth", again, found, entry="params")
     assert same(network, again)
-    torch_files.save(tmp_path / "x.pth", {"model": {"state_dict": to_pytorch(build(seed=3)[0]),
-                                                    "best.one": to_pytorch(network)}})
-    with pytest.raises(UserError, match="no weights in its entry 'model'; weights are in model.state_dict, "
-                                        "model.best.one: name one by --entry$"):
+    torch_files.save(
+        tmp_path / "x.pth", {"model": {"state_dict": to_pytorch(build(seed=3)[0]), "best.one": to_pytorch(network)}}
+    )
+    with pytest.raises(
+        UserError,
+        match="no weights in its entry 'model'; weights are in model.state_dict, model.best.one: name one by --entry$",
+    ):
         load_weights(tmp_path / "x.pth", again, found, keys="--{}")
     load_weights(tmp_path / "x.pth", again, found, entry="model.best.one")
     assert same(network, again)
@@ -318,8 +369,11 @@ def test_a_tensor_of_another_kind_is_named_where_it_is_needed(tmp_path):
     load_weights(tmp_path / "x.pth", again, found)
     assert same(network, again)
     torch_files.save(tmp_path / "x.pth", {"state_dict": {**to_pytorch(network), "conv1.weight": sparse}})
-    with pytest.raises(UserError, match=r"not found: conv1.weight; of a kind that is not read: conv1.weight "
-                                        r"\(torch._utils._rebuild_sparse_tensor\)$"):
+    with pytest.raises(
+        UserError,
+        match=r"not found: conv1.weight; of a kind that is not read: conv1.weight "
+        r"\(torch._utils._rebuild_sparse_tensor\)$",
+    ):
         load_weights(tmp_path / "x.pth", again, found)
 
 
@@ -328,10 +382,21 @@ def test_a_tensor_of_another_kind_is_named_where_it_is_needed(tmp_path):
 # ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("optimizer", [
-    lambda weights: nn.Momentum(weights, 0.1, 0.9), lambda weights: nn.SGD(weights, [0.1, 0.2, 0.3], 0.9), nn.Adam,
-    nn.AdamWeightDecay, nn.RMSProp, nn.FTRL, nn.ASGD, nn.Rprop, lambda weights: nn.Lamb(weights, 0.1),
-    lambda weights: nn.Momentum([{"params": weights[:2], "lr": 0.1}, {"params": weights[2:]}], 0.1, 0.9)])
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        lambda weights: nn.Momentum(weights, 0.1, 0.9),
+        lambda weights: nn.SGD(weights, [0.1, 0.2, 0.3], 0.9),
+        nn.Adam,
+        nn.AdamWeightDecay,
+        nn.RMSProp,
+        nn.FTRL,
+        nn.ASGD,
+        nn.Rprop,
+        lambda weights: nn.Lamb(weights, 0.1),
+        lambda weights: nn.Momentum([{"params": weights[:2], "lr": 0.1}, {"params": weights[2:]}], 0.1, 0.9),
+    ],
+)
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_checkpoints_of_mindspores_own_training(tmp_path, optimizer, wrapped):
     """As `ModelCheckpoint` writes them: the training cell's Parameters, and entries of `append_info`."""
@@ -343,10 +408,13 @@ def test_checkpoints_of_mindspores_own_training(tmp_path, optimizer, wrapped):
         weight = next((name for name in weights if parameter.name.endswith(name)), None)
         name = parameter.name
         if wrapped and weight:  # the weight itself, or what the optimizer keeps for it
-            name = f"{name[:-len(weight)]}network.{weight}"
+            name = f"{name[: -len(weight)]}network.{weight}"
         entries.append({"name": name, "data": parameter})
-    ms.save_checkpoint(entries, str(tmp_path / "x.ckpt"), append_dict={
-        "epoch_num": 3, "step_num": 90, "best_acc": 0.7, "stage": "warm-up", "done": True})
+    ms.save_checkpoint(
+        entries,
+        str(tmp_path / "x.ckpt"),
+        append_dict={"epoch_num": 3, "step_num": 90, "best_acc": 0.7, "stage": "warm-up", "done": True},
+    )
     again, found = build(seed=1)
     load_weights(tmp_path / "x.ckpt", again, found)
     for parameter in network.get_parameters():
@@ -359,6 +427,7 @@ def test_a_scalar_of_the_network_is_no_counter(tmp_path):
             super().__init__()
             self.momentum = ms.Parameter(ms.Tensor(value, ms.float32))
             self.linear = nn.Dense(3, 2)
+
     network, again = Scaled(3.0), Scaled(4.0)
     ms.save_checkpoint(network, str(tmp_path / "x.ckpt"))
     load_weights(tmp_path / "x.ckpt", again, sparsify(again))
@@ -367,13 +436,16 @@ def test_a_scalar_of_the_network_is_no_counter(tmp_path):
 
 def test_bfloat16_checkpoints(tmp_path):
     network, _ = build()
-    entries = [{"name": parameter.name, "data": ms.Tensor(parameter.asnumpy(), ms.bfloat16)}
-               for parameter in network.get_parameters() if parameter.is_floating_point()]
+    entries = [
+        {"name": parameter.name, "data": ms.Tensor(parameter.asnumpy(), ms.bfloat16)}
+        for parameter in network.get_parameters()
+        if parameter.is_floating_point()
+    ]
     ms.save_checkpoint(entries, str(tmp_path / "x.ckpt"))
     again, found = build(seed=1)
     load_weights(tmp_path / "x.ckpt", again, found)
     for name, value in values(network).items():
-        np.testing.assert_allclose(values(again)[name], value, rtol=2 ** -8)
+        np.testing.assert_allclose(values(again)[name], value, rtol=2**-8)
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -400,8 +472,13 @@ def test_all_names_are_written_and_read(tmp_path):
     write_weights(tmp_path / "x.safetensors", network)
     written = load_file(tmp_path / "x.safetensors")
     block = {"0.weight", "0.bias", "1.weight", "1.bias", "1.running_mean", "1.running_var", "1.num_batches_tracked"}
-    assert set(written) == {"words.weight", "out.weight", "out.bias", *(f"block.{name}" for name in block),
-                            *(f"again.{name}" for name in block)}
+    assert set(written) == {
+        "words.weight",
+        "out.weight",
+        "out.bias",
+        *(f"block.{name}" for name in block),
+        *(f"again.{name}" for name in block),
+    }
     again = Tied()
     load_weights(tmp_path / "x.safetensors", again, sparsify(again))
     assert all(np.array_equal(value, values(again)[name]) for name, value in values(network).items())
@@ -427,17 +504,27 @@ def test_another_name_of_what_is_loaded_is_no_weight_of_its_own(tmp_path):
 # ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("change, message, allow", [
-    (lambda s: s.pop("bn1.bias"), "not found: bn1.beta$", ["bn1.*"]),
-    (lambda s: s.pop("bn1.bias"), "not found: bn1.beta$", ["bn1.bias"]),
-    (lambda s: s.update(extra=s["bn1.bias"]), "not used: extra$", ["extra"]),
-    (lambda s: s.update({"linear.bias": np.zeros(7, np.float32)}),
-     r"of another shape: linear.bias \(\(7,\) in the file, \(10,\) in the network\)$", ["linear.*"]),
-    (lambda s: s.update({"linear.bias": np.zeros(10, np.int32)}), "linear.bias is int32 in the file", None),
-    (lambda s: s.update({"linear.bias": np.full(10, np.nan, np.float32)}), "x.safetensors: linear.bias is not finite$",
-     None),
-    (lambda s: s.update({"conv1.weight": np.full((16, 3, 3, 3), 1e300)}), "conv1.weight is not finite$", None),
-], ids=["missing", "missing, by PyTorch's name", "unused", "shape", "type", "NaN", "too large"])
+@pytest.mark.parametrize(
+    "change, message, allow",
+    [
+        (lambda s: s.pop("bn1.bias"), "not found: bn1.beta$", ["bn1.*"]),
+        (lambda s: s.pop("bn1.bias"), "not found: bn1.beta$", ["bn1.bias"]),
+        (lambda s: s.update(extra=s["bn1.bias"]), "not used: extra$", ["extra"]),
+        (
+            lambda s: s.update({"linear.bias": np.zeros(7, np.float32)}),
+            r"of another shape: linear.bias \(\(7,\) in the file, \(10,\) in the network\)$",
+            ["linear.*"],
+        ),
+        (lambda s: s.update({"linear.bias": np.zeros(10, np.int32)}), "linear.bias is int32 in the file", None),
+        (
+            lambda s: s.update({"linear.bias": np.full(10, np.nan, np.float32)}),
+            "x.safetensors: linear.bias is not finite$",
+            None,
+        ),
+        (lambda s: s.update({"conv1.weight": np.full((16, 3, 3, 3), 1e300)}), "conv1.weight is not finite$", None),
+    ],
+    ids=["missing", "missing, by PyTorch's name", "unused", "shape", "type", "NaN", "too large"],
+)
 def test_every_tensor_is_accounted_for(tmp_path, change, message, allow):
     state = to_pytorch(build()[0])
     change(state)
@@ -465,18 +552,25 @@ def test_the_message_says_what_to_do_and_is_not_endless(tmp_path):
     assert text.endswith("what may differ is named by --allow") and len(text) < 500 and "\n" not in text
 
 
-@pytest.mark.parametrize("name, content, message", [
-    ("x.safetensors", (50).to_bytes(8, "little") + b"{" + b" " * 10, "not a safetensors file, or damaged"),
-    ("x.safetensors", b"", "an empty file"),
-    ("x.pth", b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "a pointer of git-LFS, not the weights"),
-    ("x.pth", b"\n <!DOCTYPE html><html>", "a web page, not weights"),
-    ("x.pth", b"", "an empty file"),
-    ("x.pth", b"hello", "not a checkpoint of MindSpore, PyTorch or safetensors: it begins like none of them"),
-    ("x.ckpt", b"hello", "not a checkpoint of MindSpore, PyTorch or safetensors"),
-    ("x.pth", b"PK\x03\x04 and no more", "not a PyTorch file that can be read safely, or damaged"),
-    ("x.safetensors", b"\2\0\0\0\0\0\0\0{}", "holds no weights"),
-    ("absent.pth", None, "no such file"),
-])
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("x.safetensors", (50).to_bytes(8, "little") + b"{" + b" " * 10, "not a safetensors file, or damaged"),
+        ("x.safetensors", b"", "an empty file"),
+        (
+            "x.pth",
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n",
+            "a pointer of git-LFS, not the weights",
+        ),
+        ("x.pth", b"\n <!DOCTYPE html><html>", "a web page, not weights"),
+        ("x.pth", b"", "an empty file"),
+        ("x.pth", b"hello", "not a checkpoint of MindSpore, PyTorch or safetensors: it begins like none of them"),
+        ("x.ckpt", b"hello", "not a checkpoint of MindSpore, PyTorch or safetensors"),
+        ("x.pth", b"PK\x03\x04 and no more", "not a PyTorch file that can be read safely, or damaged"),
+        ("x.safetensors", b"\2\0\0\0\0\0\0\0{}", "holds no weights"),
+        ("absent.pth", None, "no such file"),
+    ],
+)
 def test_unreadable_files(tmp_path, name, content, message):
     if content is not None:
         (tmp_path / name).write_bytes(content)
@@ -559,8 +653,9 @@ def test_networks_of_torch_prune(tmp_path):
     dense, _ = build()
     state, pruned = to_pytorch(dense), build(seed=5)[1]
     rng = np.random.default_rng(0)
-    masks = {name: rng.random(state[name].shape) < 0.1
-             for name in ("conv1.weight", "layer1.0.conv1.weight", "linear.bias")}
+    masks = {
+        name: rng.random(state[name].shape) < 0.1 for name in ("conv1.weight", "layer1.0.conv1.weight", "linear.bias")
+    }
     for name, mask in masks.items():
         state.update({f"{name}_orig": state.pop(name), f"{name}_mask": mask.astype(np.float32)})
     torch_files.save(tmp_path / "x.pth", {"state_dict": prefixed("model.", state)})
@@ -577,12 +672,15 @@ def test_networks_of_torch_prune(tmp_path):
 def test_random_weights_are_not_left_in_silence(tmp_path, caplog):
     network, found = build()
     state = to_pytorch(network)
-    save_file({name: value for name, value in state.items() if name not in ("conv1.weight", "bn1.weight")},
-              tmp_path / "x.safetensors")
+    save_file(
+        {name: value for name, value in state.items() if name not in ("conv1.weight", "bn1.weight")},
+        tmp_path / "x.safetensors",
+    )
     load_weights(tmp_path / "x.safetensors", network, found, ["bn1.*", "*weight"], keys="model.pretrained_{}")
     assert [record.getMessage() for record in caplog.records] == [
         f"{tmp_path}/x.safetensors: as model.pretrained_allow has it, 1 of the {len(found.layers)} weights to prune "
-        "are not set and stay random: conv1.weight"]
+        "are not set and stay random: conv1.weight"
+    ]
     caplog.clear()
     del state["bn1.weight"]
     save_file(state, tmp_path / "x.safetensors")
@@ -590,8 +688,16 @@ def test_random_weights_are_not_left_in_silence(tmp_path, caplog):
     assert not caplog.records
 
 
-FINE_TUNE = ["--config", "tiny.yaml", "--set", "model.pretrained=sparse.pth", "pruning.method=dense",
-             "pruning.alpha=0", "train.epochs=1", "schedule.warmup_epochs=0"]
+FINE_TUNE = [
+    "--config",
+    "tiny.yaml",
+    "--set",
+    "model.pretrained=sparse.pth",
+    "pruning.method=dense",
+    "pruning.alpha=0",
+    "train.epochs=1",
+    "schedule.warmup_epochs=0",
+]
 
 
 @pytest.fixture(scope="module")
@@ -621,10 +727,16 @@ def test_a_published_sparse_network_is_evaluated_exported_and_converted(sparse):
         assert report["nonzero"] == nonzero and report["file"] == target
     back = load_file(folder / "back.safetensors")
     assert sum(np.count_nonzero(value) for name, value in back.items() if value.ndim > 1) == nonzero
-    refused(door("convert", *shape[:2], "--from", "sparse.pth", "--to", "x.ckpt", cwd=folder),
-            "sparse.pth does not fit", "linear.weight ((10, 64) in the file, (1000, 64)", "--allow")
-    refused(door("convert", *shape, "--from", "sparse.pth", "--to", "x.ckpt", "--prefix", "net", cwd=folder),
-            "sparse.pth: no name begins with 'net.'; there are module.")
+    refused(
+        door("convert", *shape[:2], "--from", "sparse.pth", "--to", "x.ckpt", cwd=folder),
+        "sparse.pth does not fit",
+        "linear.weight ((10, 64) in the file, (1000, 64)",
+        "--allow",
+    )
+    refused(
+        door("convert", *shape, "--from", "sparse.pth", "--to", "x.ckpt", "--prefix", "net", cwd=folder),
+        "sparse.pth: no name begins with 'net.'; there are module.",
+    )
 
 
 def test_a_published_sparse_network_is_fine_tuned(sparse):
@@ -645,8 +757,13 @@ def test_a_published_sparse_network_is_fine_tuned(sparse):
 def test_another_number_of_classes_needs_permission(sparse, tmp_path):
     folder = sparse[0]
     options = [*FINE_TUNE, "data.limit=64", "model.num_classes=12", "--output_dir", tmp_path]
-    refused(door("train.py", *options, cwd=folder), "sparse.pth", "linear.weight",
-            "(10, 64) in the file", "model.pretrained_allow")
+    refused(
+        door("train.py", *options, cwd=folder),
+        "sparse.pth",
+        "linear.weight",
+        "(10, 64) in the file",
+        "model.pretrained_allow",
+    )
     result = door("train.py", *options, "--set", "model.pretrained_allow=[linear.*]", cwd=folder)
     assert result.stderr.count("stay random: linear.weight\n") == 1 and result.stderr.count("\n") == 1, result.stderr
     summary = last_json(result)

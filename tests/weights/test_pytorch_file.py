@@ -1,4 +1,5 @@
 """PyTorch's files: what they hold is read, what they ask to be run is not."""
+
 import argparse
 import copy
 import datetime
@@ -48,7 +49,7 @@ def test_views_of_one_storage(tmp_path, legacy):
 
 
 def test_bfloat16(tmp_path):
-    halves = np.array([0x3f80, 0xc000, 0x3eab], np.uint16)  # 1, -2 and about a third
+    halves = np.array([0x3F80, 0xC000, 0x3EAB], np.uint16)  # 1, -2 and about a third
     torch_files.save(tmp_path / "x.pth", {"a": torch_files.Tensor(halves, kind="BFloat16Storage")})
     value = read_pytorch(tmp_path / "x.pth")["a"]
     assert value.dtype == np.float32 and value.tolist() == [1, -2, 0.333984375]
@@ -62,17 +63,36 @@ def test_what_stands_beside_the_weights(tmp_path, legacy, protocol, monkeypatch)
     state = OrderedDict(a=np.ones(2, np.float32))
     state._metadata = OrderedDict(version=2)
     named = torch_files.Named
-    torch_files.save(tmp_path / "x.pth", {
-        "state_dict": state, "args": argparse.Namespace(lr=1, path=pathlib.Path("/x")), "best": np.float64(7),
-        "epoch": 3, "list": [1, (2.5, None)], "scheduler": {"milestones": Counter([30, 60]), "gamma": 0.1},
-        "sets": [{1, "b"}, frozenset([2]), {"ok": {3}}], "default": defaultdict(list, a=[1]), "queue": deque([1]),
-        "enum": Colour.RED, "when": datetime.datetime(2020, 1, 1), "complex": 1j, "range": range(3), "bytes": b"ab",
-        "bytearray": bytearray(b"c"), "function": len, "class": dict, "keys": {(1, "a"): 1, 2: 3, frozenset(): 4},
-        "device": named("torch.device", ("cuda", 0)), "optimizer": named("torch.optim.sgd.SGD", (), {"state": {}}),
-        "quantized": named("torch._utils._rebuild_qtensor", (np.ones(2, np.uint8), 0, (2,))),
-        "user": named("their.project.Config", (), {"args": [1], "tensor": np.ones(3)}),
-        "objects": torch_files.Array(np.array([{}, None], object)), "after": "this",
-    }, legacy)
+    torch_files.save(
+        tmp_path / "x.pth",
+        {
+            "state_dict": state,
+            "args": argparse.Namespace(lr=1, path=pathlib.Path("/x")),
+            "best": np.float64(7),
+            "epoch": 3,
+            "list": [1, (2.5, None)],
+            "scheduler": {"milestones": Counter([30, 60]), "gamma": 0.1},
+            "sets": [{1, "b"}, frozenset([2]), {"ok": {3}}],
+            "default": defaultdict(list, a=[1]),
+            "queue": deque([1]),
+            "enum": Colour.RED,
+            "when": datetime.datetime(2020, 1, 1),
+            "complex": 1j,
+            "range": range(3),
+            "bytes": b"ab",
+            "bytearray": bytearray(b"c"),
+            "function": len,
+            "class": dict,
+            "keys": {(1, "a"): 1, 2: 3, frozenset(): 4},
+            "device": named("torch.device", ("cuda", 0)),
+            "optimizer": named("torch.optim.sgd.SGD", (), {"state": {}}),
+            "quantized": named("torch._utils._rebuild_qtensor", (np.ones(2, np.uint8), 0, (2,))),
+            "user": named("their.project.Config", (), {"args": [1], "tensor": np.ones(3)}),
+            "objects": torch_files.Array(np.array([{}, None], object)),
+            "after": "this",
+        },
+        legacy,
+    )
     content = read_pytorch(tmp_path / "x.pth")
     assert content["state_dict"]["a"].tolist() == [1, 1]
     assert content["epoch"] == 3 and content["list"] == [1, [2.5, None]] and content["after"] == "this"
@@ -90,8 +110,12 @@ class Colour(enum.Enum):
 @pytest.mark.parametrize("protocol", [2, 4, 5])
 def test_numpy_arrays_of_numbers(tmp_path, legacy, protocol, monkeypatch):
     monkeypatch.setattr(torch_files, "PROTOCOL", protocol)
-    arrays = [np.arange(6, dtype=np.float32).reshape(2, 3), np.asfortranarray(np.arange(6).reshape(2, 3)),
-              np.array(True), np.array([200, 3], np.uint8)]
+    arrays = [
+        np.arange(6, dtype=np.float32).reshape(2, 3),
+        np.asfortranarray(np.arange(6).reshape(2, 3)),
+        np.array(True),
+        np.array([200, 3], np.uint8),
+    ]
     torch_files.save(tmp_path / "x.pth", {"arrays": [torch_files.Array(array) for array in arrays]}, legacy)
     for read, array in zip(read_pytorch(tmp_path / "x.pth")["arrays"], arrays):
         assert read.dtype == array.dtype and read.shape == array.shape and np.array_equal(read, array)
@@ -103,8 +127,16 @@ def test_whole_modules_give_their_state_dict(tmp_path, legacy):
     shared = torch_files.Tensor(weight)
     buffers = {"running_mean": np.zeros(2, np.float32), "scratch": np.zeros(9)}
     norm = torch_files.module({"weight": np.ones(2, np.float32), "bias": None}, buffers, (), ["scratch"])
-    net = torch_files.module({}, {}, {"fc": torch_files.module({"weight": shared}), "none": None, "norm": norm,
-                                      "tied": torch_files.module({"weight": shared})})
+    net = torch_files.module(
+        {},
+        {},
+        {
+            "fc": torch_files.module({"weight": shared}),
+            "none": None,
+            "norm": norm,
+            "tied": torch_files.module({"weight": shared}),
+        },
+    )
     torch_files.save(tmp_path / "x.pth", {"model": net}, legacy)
     content = read_pytorch(tmp_path / "x.pth")["model"]
     assert list(content) == ["fc.weight", "norm.weight", "norm.running_mean", "tied.weight"]
@@ -120,8 +152,10 @@ class Runs:
 
 
 @both_layouts
-@pytest.mark.parametrize("function, args", [(os.system, ("touch ran",)), (eval, ("open('ran', 'w')",)),
-                                            (open, ("ran", "w")), (getattr, ("", "join"))])
+@pytest.mark.parametrize(
+    "function, args",
+    [(os.system, ("touch ran",)), (eval, ("open('ran', 'w')",)), (open, ("ran", "w")), (getattr, ("", "join"))],
+)
 def test_nothing_is_run(tmp_path, monkeypatch, legacy, function, args):
     monkeypatch.chdir(tmp_path)
     torch_files.save("x.pth", {"a": np.ones(2, np.float32), "b": Runs(function, *args)}, legacy)
@@ -139,15 +173,18 @@ def write_pickle(path, code):
 SYSTEM = b"cposix\nsystem\n"
 TOUCH = b"X\x09\x00\x00\x00touch ran"
 HOSTILE = {
-    "REDUCE": SYSTEM + TOUCH + b"\x85R", "INST": b"(" + TOUCH + b"iposix\nsystem\n",
-    "OBJ": b"(" + SYSTEM + TOUCH + b"o", "NEWOBJ": SYSTEM + TOUCH + b"\x85\x81",
+    "REDUCE": SYSTEM + TOUCH + b"\x85R",
+    "INST": b"(" + TOUCH + b"iposix\nsystem\n",
+    "OBJ": b"(" + SYSTEM + TOUCH + b"o",
+    "NEWOBJ": SYSTEM + TOUCH + b"\x85\x81",
     "NEWOBJ_EX": SYSTEM + TOUCH + b"\x85}\x92",
     "STACK_GLOBAL": b"X\x05\x00\x00\x00posixX\x06\x00\x00\x00system\x93" + TOUCH + b"\x85R",
     "REDUCE of a result": b"c__builtin__\ngetattr\ncposix\npath\nX\x06\x00\x00\x00system\x86R" + TOUCH + b"\x85R",
     "BUILD with __setstate__": b"cposix\nX\n)R}X\x0c\x00\x00\x00__setstate__" + SYSTEM + b"sb" + TOUCH + b"b",
     "BUILD of a name": SYSTEM + b"}X\x04\x00\x00\x00nameX\x01\x00\x00\x00xsb" + TOUCH + b"\x85R",
     "BUILD with slots": b"ccollections\nOrderedDict\n)RN}X\x05\x00\x00\x00clearX\x01\x00\x00\x00xs\x86b",
-    "SETITEM on a class": SYSTEM + TOUCH + TOUCH + b"s", "APPEND to a class": SYSTEM + TOUCH + b"a",
+    "SETITEM on a class": SYSTEM + TOUCH + TOUCH + b"s",
+    "APPEND to a class": SYSTEM + TOUCH + b"a",
     "APPENDS to a class": SYSTEM + b"(" + TOUCH + b"e",
     "through a rebuild": b"ctorch._tensor\n_rebuild_from_type_v2\n(" + SYSTEM + b"N" + TOUCH + b"\x85}tR",
     "copyreg": b"ccopyreg\n__newobj_ex__\n" + SYSTEM + TOUCH + b"\x85}\x87R",
@@ -172,8 +209,12 @@ def test_a_pickle_changes_nothing_of_the_reader(tmp_path):
     before = dict(inert_pickle.FUNCTIONS), dict(inert_pickle.STORAGES)
     for name in inert_pickle.FUNCTIONS:
         named = b"c%s\n%s\n" % tuple(part.encode() for part in name.rsplit(".", 1))
-        for change in (b"}X\x04\x00\x00\x00nameX\x01\x00\x00\x00xsb", b"N}X\x04\x00\x00\x00nameNs\x86b",
-                       b"X\x01\x00\x00\x00aNs", b"Na"):
+        for change in (
+            b"}X\x04\x00\x00\x00nameX\x01\x00\x00\x00xsb",
+            b"N}X\x04\x00\x00\x00nameNs\x86b",
+            b"X\x01\x00\x00\x00aNs",
+            b"Na",
+        ):
             write_pickle(tmp_path / "x.pth", b"\x80\x02" + named + change + b"0" + named + b".")
             assert repr(read_pytorch(tmp_path / "x.pth")) == name
     assert (inert_pickle.FUNCTIONS, inert_pickle.STORAGES) == before
@@ -182,35 +223,53 @@ def test_a_pickle_changes_nothing_of_the_reader(tmp_path):
 def limited(path, code, seconds=20):
     """Read a pickle in a process with 2 GB of memory; its output, "refused" or "read"."""
     write_pickle(path, code)
-    program = ("import resource; resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))\n"
-               "from rpg_ms.errors import UserError\n"
-               "from rpg_ms.weights.pytorch_file import read_pytorch\n"
-               "try: read_pytorch(%r); print('read')\n"
-               "except UserError as error: print('refused', error)")
-    result = subprocess.run([sys.executable, "-c", PREPARE + program % str(path)], cwd=PROJECT, timeout=seconds + 60,
-                            capture_output=True, text=True)
+    program = (
+        "import resource; resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))\n"
+        "from rpg_ms.errors import UserError\n"
+        "from rpg_ms.weights.pytorch_file import read_pytorch\n"
+        "try: read_pytorch(%r); print('read')\n"
+        "except UserError as error: print('refused', error)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", PREPARE + program % str(path)],
+        cwd=PROJECT,
+        timeout=seconds + 60,
+        capture_output=True,
+        text=True,
+    )
     assert result.returncode == 0, result.stderr[-1000:]
     return result.stdout
 
 
 # rpg_ms.weights brings MindSpore, which takes seconds and memory: the reader alone needs neither.
-PREPARE = ("import sys, types, os\n"
-           "for name in ('rpg_ms', 'rpg_ms.weights'):\n"
-           "    module = sys.modules[name] = types.ModuleType(name); module.__path__ = [name.replace('.', os.sep)]\n")
+PREPARE = (
+    "import sys, types, os\n"
+    "for name in ('rpg_ms', 'rpg_ms.weights'):\n"
+    "    module = sys.modules[name] = types.ModuleType(name); module.__path__ = [name.replace('.', os.sep)]\n"
+)
 LAUGH = b"]q\x00" + b"".join(b"]q%c(" % i + b"h%c" % (i - 1) * 10 + b"e0" for i in range(1, 60)) + b"h\x3b"
 BOMBS = {
-    "a huge memo": b"Nr\xff\xff\xff\x7f.", "a huge text": b"\x8d\xff\xff\xff\xff\xff\xff\xff\x00a.",
+    "a huge memo": b"Nr\xff\xff\xff\x7f.",
+    "a huge text": b"\x8d\xff\xff\xff\xff\xff\xff\xff\x00a.",
     "huge bytes": b"\x8e\xff\xff\xff\xff\xff\x00\x00\x00a.",
     "a huge bytearray": b"\x96\xff\xff\xff\xff\xff\x00\x00\x00a.",
-    "a huge frame": b"\x95\xff\xff\xff\xff\xff\x00\x00\x00N.", "lists of lists of lists": LAUGH + b".",
-    "a list that holds itself": b"]q\x00h\x00a.", "a dict that holds itself": b"}q\x00X\x01\x00\x00\x00ah\x00s.",
+    "a huge frame": b"\x95\xff\xff\xff\xff\xff\x00\x00\x00N.",
+    "lists of lists of lists": LAUGH + b".",
+    "a list that holds itself": b"]q\x00h\x00a.",
+    "a dict that holds itself": b"}q\x00X\x01\x00\x00\x00ah\x00s.",
     "a deep list": b"]" * 100_000 + b"a" * 99_999 + b".",
     "a deep tuple as a key": b"}N" + b"\x85" * 1_000_000 + b"Ns.",
-    "pairs of a long list": b"]q\x00(" + b"N" * 100_000 + b"e0ccollections\nOrderedDict\n](" + b"h\x00" * 100_000
-                            + b"e\x85R.",
+    "pairs of a long list": b"]q\x00("
+    + b"N" * 100_000
+    + b"e0ccollections\nOrderedDict\n]("
+    + b"h\x00" * 100_000
+    + b"e\x85R.",
     "copies of a long list": b"](" + b"N" * 100_000 + b"eq\x000](" + b"ctorch\nSize\nh\x00\x85R" * 20_000 + b"e.",
-    "copies of a long text": b"X\xa0\x86\x01\x00" + b"x" * 100_000 + b"q\x000](" +
-                             b"c_codecs\nencode\nh\x00X\x06\x00\x00\x00latin1\x86R" * 40_000 + b"e.",
+    "copies of a long text": b"X\xa0\x86\x01\x00"
+    + b"x" * 100_000
+    + b"q\x000]("
+    + b"c_codecs\nencode\nh\x00X\x06\x00\x00\x00latin1\x86R" * 40_000
+    + b"e.",
 }
 
 
@@ -221,10 +280,15 @@ def test_memory_is_in_proportion_to_the_file(tmp_path, code):
 
 def test_modules_that_hold_one_another(tmp_path):
     """Two names in each of forty modules for the one below: 2^40 parts."""
+
     def part(below):  # GET of the module below, MEMOIZE of this one
         inner = b"}" if below is None else b"}X\x01\x00\x00\x00a%bsX\x01\x00\x00\x00b%bs" % (below, below)
-        return (b"cm\nM\n)\x81}X\x0b\x00\x00\x00_parameters}sX\x08\x00\x00\x00_buffers}sX\x08\x00\x00\x00_modules"
-                + inner + b"sb")
+        return (
+            b"cm\nM\n)\x81}X\x0b\x00\x00\x00_parameters}sX\x08\x00\x00\x00_buffers}sX\x08\x00\x00\x00_modules"
+            + inner
+            + b"sb"
+        )
+
     code = part(None) + b"q\x000"
     for number in range(1, 40):
         code += part(b"h%c" % (number - 1)) + b"q%c0" % number
@@ -268,10 +332,19 @@ def test_torchscript_is_named(tmp_path):
         read_pytorch(tmp_path / "x.pt")
 
 
-@pytest.mark.parametrize("change", [
-    {"shape": (5, 2)}, {"shape": (3, 3), "strides": (3, 1), "offset": 1}, {"offset": -1},
-    {"strides": (-2, 1)}, {"shape": (1 << 40, 2), "strides": (0, 1)}, {"shape": (2,)}, {"shape": (1.0, 2)},
-    {"shape": (0, 2), "offset": 99}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"shape": (5, 2)},
+        {"shape": (3, 3), "strides": (3, 1), "offset": 1},
+        {"offset": -1},
+        {"strides": (-2, 1)},
+        {"shape": (1 << 40, 2), "strides": (0, 1)},
+        {"shape": (2,)},
+        {"shape": (1.0, 2)},
+        {"shape": (0, 2), "offset": 99},
+    ],
+)
 def test_tensors_outside_their_storage(tmp_path, change):
     storage = np.arange(8, dtype=np.float32)
     tensor = torch_files.Tensor(storage, storage, **{"shape": (4, 2), "strides": (2, 1), **change})
@@ -297,7 +370,7 @@ def test_damage_is_a_users_error(tmp_path, legacy):
     whole = path.read_bytes()
     rng = np.random.default_rng(0)
     for trial in range(300):
-        content = bytearray(whole[:rng.integers(len(whole))] if trial % 3 == 0 else whole)
+        content = bytearray(whole[: rng.integers(len(whole))] if trial % 3 == 0 else whole)
         if trial % 3 and content:
             content[rng.integers(len(content))] = rng.integers(256)
         path.write_bytes(content)
@@ -317,9 +390,11 @@ def test_other_pickles(tmp_path):
 def test_files_of_pytorch_itself(tmp_path, legacy):
     torch = pytest.importorskip("torch")
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
-    torch.save({"model": model.state_dict(), "half": torch.ones(3).bfloat16(),
-                "p": torch.nn.Parameter(torch.ones(2))},
-               tmp_path / "x.pth", _use_new_zipfile_serialization=not legacy)
+    torch.save(
+        {"model": model.state_dict(), "half": torch.ones(3).bfloat16(), "p": torch.nn.Parameter(torch.ones(2))},
+        tmp_path / "x.pth",
+        _use_new_zipfile_serialization=not legacy,
+    )
     content = read_pytorch(tmp_path / "x.pth")
     for name, value in model.state_dict().items():
         assert np.array_equal(content["model"][name], value.numpy())
