@@ -29,7 +29,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Optional, , Union
+from typing import TYPE_CHECKING, Optional, Union
 
 import numpy as np
 
