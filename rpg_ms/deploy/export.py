@@ -6,7 +6,7 @@ import hashlib
 import importlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional, Union
 
@@ -23,7 +23,7 @@ from rpg_ms.models.compiling import reason
 from rpg_ms.models.flops import layer_flops, parameter_count
 
 if TYPE_CHECKING:
-    from rpg_ms.cells import Sparsified
+    from rpg_ms.cells import MaskedLayer, Sparsified
     from rpg_ms.tasks.task import Task
 
 
@@ -66,35 +66,34 @@ def export(
     check_machine(file_format, ms.get_context("device_target"))
     check_options(file_format, chosen)
     network.set_train(False)
-    job = Job(
-        network,
-        sparsified,
-        task,
-        file_format,
-        chosen,
-        file_path(file_format, file_name),
-        trained or {"step": None, "seconds": None},
-    )
-    sidecar = job.path.with_name(f"{job.path.name}.json")
+    path, untrained = file_path(file_format, file_name), {"step": None, "seconds": None}
+    job = Job(network, sparsified, task, file_format, chosen, path, trained or untrained)
     costs, used = _costs(job) if job.row.computes else ({}, sparsified.layers)
     try:
-        job.path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(job.path) as written:
-            _function(job.row.write)(job, written)
-            verified = {"max_abs_difference": None}
-            if job.row.load is not None:
-                verified = verify(job, _function(job.row.load)(job, written), used)
-            described = _described(job, written)
-            if job.row.computes:
-                sidecar.unlink(missing_ok=True)  # never one beside a file that it does not describe
-        if job.row.computes:
-            with atomic_path(sidecar) as written:
-                content = {**described, "file": job.path.name, **job.task.names()}
-                written.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        described, verified = _write(job, used)
     except (OSError, RuntimeError, ValueError, TypeError) as error:
         why = error.strerror if isinstance(error, OSError) and error.strerror else reason(error)
         raise UserError(f"--file_name: {job.path} could not be written: {why}") from None
     return {**described, **verified, **costs}
+
+
+def _write(job: Job, used: Sequence[MaskedLayer]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Write and verify the file, and FILE.json: what that holds, and what the comparison told."""
+    sidecar = job.path.with_name(f"{job.path.name}.json")
+    job.path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(job.path) as written:
+        _function(job.row.write)(job, written)
+        verified = {"max_abs_difference": None}
+        if job.row.load is not None:
+            verified = verify(job, _function(job.row.load)(job, written), used)
+        described = _described(job, written)
+        if job.row.computes:
+            sidecar.unlink(missing_ok=True)  # never one beside a file that it does not describe
+    if job.row.computes:
+        with atomic_path(sidecar) as written:
+            content = {**described, "file": job.path.name, **job.task.names()}
+            written.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    return described, verified
 
 
 def _function(place: str) -> Callable[..., Any]:
