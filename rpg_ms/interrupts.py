@@ -1,12 +1,14 @@
 """Ctrl-C and SIGTERM, from the first moment on: every front door imports this module before all others.
 
 Importing it changes how the process answers signals, so no other module does.
+
+Whenever MindSpore compiles or runs a graph it puts a handler of its own in the place of Python's, which makes a SIGTERM
+of Ctrl-C. So SIGINT is blocked in all threads, where no handler is called for it, and one thread waits for it.
 """
 from __future__ import annotations
 
-import ctypes
+import _thread
 import os
-import select
 import signal
 import sys
 import threading
@@ -30,19 +32,19 @@ def _ctrl_c(number, frame):
     raise KeyboardInterrupt
 
 
-def _listen(heard):
-    """End the process at the second signal, even while the main thread computes or waits in C++ and hears of none.
+def _hand_on():
+    """Have Python's handler called in the main thread for every SIGINT."""
+    main = threading.main_thread().ident
+    while True:
+        signal.sigwait({signal.SIGINT})
+        _thread.interrupt_main()
+        signal.pthread_kill(main, signal.SIGURG)  # ends what the main thread may be waiting for
 
-    Compiling, MindSpore puts a handler of its own in the place of Python's, for good, which makes a SIGTERM of Ctrl-C:
-    again and again Python's is put back.
-    """
-    sigaction, pythons = ctypes.CDLL(None).sigaction, ctypes.create_string_buffer(1024)  # larger than the structure
-    sigaction(signal.SIGINT, None, pythons)
+
+def _listen(heard):
+    """End the process at the second signal, even while the main thread computes or waits in C++ and hears of none."""
     first = None
     while True:
-        sigaction(signal.SIGINT, pythons, None)
-        if not select.select([heard], [], [], 0.1)[0]:
-            continue
         number = os.read(heard, 1)[0]
         if number in (signal.SIGINT, signal.SIGTERM):
             first = first or time.monotonic()
@@ -51,8 +53,13 @@ def _listen(heard):
 
 
 def _begin():
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where it is ignored, as in the background
+    before = signal.getsignal(signal.SIGINT)
+    if before in (signal.default_int_handler, signal.SIG_IGN):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # of the threads to come, too
+    if before is signal.default_int_handler:  # not where it is ignored, as in the background
         signal.signal(signal.SIGINT, _ctrl_c)
+        signal.signal(signal.SIGURG, lambda *_: None)
+        threading.Thread(target=_hand_on, daemon=True).start()
     heard, told = os.pipe()
     os.set_blocking(told, False)
     signal.set_wakeup_fd(told, warn_on_full_buffer=False)
