@@ -1,25 +1,27 @@
 """Ctrl-C and SIGTERM, from the first moment on: every front door imports this module before all others.
 
 Importing it changes how the process answers signals, so no other module does.
+
+Whenever MindSpore compiles or runs a graph it puts a handler of its own in the place of Python's, which makes a SIGTERM
+of Ctrl-C. So SIGINT is blocked in all threads, where no handler is called for it, and one thread waits for it.
 """
 
 from __future__ import annotations
 
-import ctypes
+import _thread
 import os
-import select
 import signal
 import sys
 import threading
 import time
 from contextlib import suppress
 from types import FrameType
-from typing import NoReturn, Optional
+from typing import Optional
 
 APART = 1.0  # seconds; `timeout` and some queues send the same signal twice, at once
 
 
-def _ctrl_c(number: int, frame: Optional[FrameType]) -> NoReturn:
+def _ctrl_c(number: int, frame: Optional[FrameType]) -> None:
     """End at once while modules are imported or MindSpore compiles: out of those an exception would come as another,
     with their tracebacks, or as a core dump.
     """
@@ -33,19 +35,19 @@ def _ctrl_c(number: int, frame: Optional[FrameType]) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def _listen(heard: int) -> NoReturn:
-    """End the process at the second signal, even while the main thread computes or waits in C++ and hears of none.
+def _hand_on() -> None:
+    """Have Python's handler called in the main thread for every SIGINT."""
+    main = threading.main_thread().ident
+    while True:
+        signal.sigwait({signal.SIGINT})
+        _thread.interrupt_main()
+        signal.pthread_kill(main, signal.SIGURG)  # ends what the main thread may be waiting for
 
-    Where it compiles, MindSpore leaves a handler of its own in the place of Python's, which makes a SIGTERM of Ctrl-C:
-    again and again Python's is put back.
-    """
-    sigaction, pythons = ctypes.CDLL(None).sigaction, ctypes.create_string_buffer(1024)  # larger than the structure
-    sigaction(signal.SIGINT, None, pythons)
+
+def _listen(heard: int) -> None:
+    """End the process at the second signal, even while the main thread computes or waits in C++ and hears of none."""
     first = None
     while True:
-        sigaction(signal.SIGINT, pythons, None)
-        if not select.select([heard], [], [], 0.1)[0]:
-            continue
         number = os.read(heard, 1)[0]
         if number in (signal.SIGINT, signal.SIGTERM):
             first = first or time.monotonic()
@@ -54,8 +56,13 @@ def _listen(heard: int) -> NoReturn:
 
 
 def _begin() -> None:
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where it is ignored, as in the background
+    before = signal.getsignal(signal.SIGINT)
+    if before in (signal.default_int_handler, signal.SIG_IGN):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # of the threads to come, too
+    if before is signal.default_int_handler:  # not where it is ignored, as in the background
         signal.signal(signal.SIGINT, _ctrl_c)
+        signal.signal(signal.SIGURG, lambda *_: None)
+        threading.Thread(target=_hand_on, daemon=True).start()
     heard, told = os.pipe()
     os.set_blocking(told, False)
     signal.set_wakeup_fd(told, warn_on_full_buffer=False)

@@ -59,7 +59,7 @@ def test_ctrl_c_while_modules_are_imported(tmp_path, door):
 
 
 def test_ctrl_c_while_training(tmp_path):
-    """MindSpore puts a handler in the place of Python's when it compiles, which sends SIGTERM."""
+    """MindSpore puts a handler in the place of Python's while it compiles and runs a graph, which sends SIGTERM."""
     process = begun(tmp_path, "train.py", "--set", "train.epochs=1000")
     metrics = tmp_path / "out/metrics.jsonl"
     wait_for(lambda: metrics.exists() and metrics.read_bytes().count(b"\n") > 3, process)
@@ -67,10 +67,11 @@ def test_ctrl_c_while_training(tmp_path):
     ended(process, 130)
 
 
-def test_a_second_signal_ends_what_does_not_answer_but_not_one_sent_twice(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_a_second_signal_ends_what_does_not_answer_but_not_one_sent_twice(number):
     code = (
         "import rpg_ms.interrupts, signal, threading, sys\n"
-        "signal.signal(signal.SIGTERM, lambda *_: print('heard', flush=True))\n"
+        f"signal.signal({number:d}, lambda *_: print('heard', flush=True))\n"
         "print('ready', flush=True)\n"
         "threading.Event().wait()\n"
     )
@@ -82,14 +83,14 @@ def test_a_second_signal_ends_what_does_not_answer_but_not_one_sent_twice(tmp_pa
         universal_newlines=True,
     )
     assert process.stdout.readline() == "ready\n"
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     assert process.stdout.readline() == "heard\n"
-    process.send_signal(signal.SIGTERM)  # as `timeout` does
+    process.send_signal(number)  # as `timeout` does
     assert process.stdout.readline() == "heard\n"
     time.sleep(1.2)
     assert process.poll() is None
-    process.send_signal(signal.SIGTERM)
-    ended(process, 143)
+    process.send_signal(number)
+    ended(process, 128 + number)
 
 
 def test_an_ignored_ctrl_c_stays_ignored():

@@ -65,7 +65,6 @@ def train(
             inner = range(before + 1, before + step_cell.sink_size)
             several = step_cell.can_sink() and not any(hook.is_due(step) for hook in hooks for step in inner)
             session.advance(batches, several)
-            _take_ctrl_c_back()
             for hook in hooks:
                 if hook.is_due(session.step):
                     hook.act()
@@ -91,13 +90,6 @@ def hooks_of(session: Session) -> tuple[Hook, ...]:
         Hook(evaluation_is_due, session.evaluate),
         Hook(lambda step: step % epoch == 0 or (every > 0 and step % every == 0), session.save_checkpoint),
     )
-
-
-def _take_ctrl_c_back() -> None:
-    """Where it compiles, MindSpore leaves a handler of its own in the place of Python's: Ctrl-C becomes SIGTERM."""
-    handler = signal.getsignal(signal.SIGINT)
-    if handler is not None:
-        signal.signal(signal.SIGINT, handler)
 
 
 @contextmanager
