@@ -670,6 +670,9 @@ def test_networks_of_torch_prune(tmp_path):
 
 
 def test_random_weights_are_not_left_in_silence(tmp_path, caplog):
+    def said():  # by this package; MindSpore may have its say too, where it is imported first
+        return [record.getMessage() for record in caplog.records if record.name.startswith("rpg_ms.")]
+
     network, found = build()
     state = to_pytorch(network)
     save_file(
@@ -677,7 +680,7 @@ def test_random_weights_are_not_left_in_silence(tmp_path, caplog):
         tmp_path / "x.safetensors",
     )
     load_weights(tmp_path / "x.safetensors", network, found, ["bn1.*", "*weight"], keys="model.pretrained_{}")
-    assert [record.getMessage() for record in caplog.records] == [
+    assert said() == [
         f"{tmp_path}/x.safetensors: as model.pretrained_allow has it, 1 of the {len(found.layers)} weights to prune "
         "are not set and stay random: conv1.weight"
     ]
@@ -685,7 +688,7 @@ def test_random_weights_are_not_left_in_silence(tmp_path, caplog):
     del state["bn1.weight"]
     save_file(state, tmp_path / "x.safetensors")
     load_weights(tmp_path / "x.safetensors", network, found, ["bn1.*"])
-    assert not caplog.records
+    assert not said()
 
 
 FINE_TUNE = [
