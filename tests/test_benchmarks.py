@@ -45,7 +45,7 @@ def test_the_data_pipeline_is_timed_against_the_step(tmp_path):
     assert [line["workers"] for line in lines] == [1, 2]
     for line in lines:
         assert line["model"] == "cifar_resnet8" and line["together_images_per_s"] > 0
-        assert line["ratio"] == pytest.approx(line["pipeline_images_per_s"] / line["step_images_per_s"], abs=0.01)
+        assert line["ratio"] == pytest.approx(line["pipeline_images_per_s"] / line["step_images_per_s"], rel=0.01)
 
 
 @pytest.mark.parametrize(

@@ -194,7 +194,7 @@ def _read_with_bases(name: str) -> list[tuple[str, dict]]:
             raise UserError(f"{printable(name)}: base: {show(base)} is not the name of a file")
         label = f"{printable(name)}: base: {shorten(printable(base))}"
         by, name = name, os.path.join(os.path.dirname(name), user_path(base))
-        where = "" if name == base else f": {shorten(printable(name))}"
+        where = "" if name == base else f": {printable(name)}"
         if os.path.islink(by):
             where += f"; a base is looked for beside the link {printable(by)}, not beside its target"
 
