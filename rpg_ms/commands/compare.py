@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rpg_ms.config import SCHEMAS
+from rpg_ms.config import add_config_and_device
 from rpg_ms.errors import RunStopped
 from rpg_ms.files import user_path
 from rpg_ms.pruning.methods import METHODS
@@ -63,13 +63,7 @@ def main(parser: argparse.ArgumentParser) -> None:
 
 def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """The command's arguments."""
-    parser.add_argument(
-        "--config",
-        type=user_path,
-        required=True,
-        metavar="FILE",
-        help="YAML file of the experiment, or the name of a recipe",
-    )
+    add_config_and_device(parser)
     parser.add_argument(
         "--methods",
         required=True,
@@ -105,6 +99,5 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
         help="set a key for all methods, the value in YAML; a variant's own settings win. "
         "data.validation=0.1 measures on a tenth of the training images, not the test images",
     )
-    parser.add_argument("--device_target", choices=SCHEMAS[("device_target",)]["enum"], help="where to run")
     parser.add_argument("--dry_run", action="store_true", help="list the runs and what is there, and run nothing")
     return parser.parse_args()

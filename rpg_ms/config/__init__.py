@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rpg_ms.config.command_line import OneLineParser, add_shared_arguments
+from rpg_ms.config.command_line import OneLineParser, add_config_and_device, add_shared_arguments
 from rpg_ms.config.explaining import reference_table
 from rpg_ms.config.keys import (
     METHOD_KEYS,
@@ -32,6 +32,7 @@ __all__ = [
     "RankConfig",
     "ScheduleConfig",
     "TrainConfig",
+    "add_config_and_device",
     "add_shared_arguments",
     "changed_keys",
     "dump_config",

@@ -32,8 +32,8 @@ class OneLineParser(argparse.ArgumentParser):
         return super().parse_args(args, namespace)
 
 
-def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that every command on a configuration takes: the arguments of `load_config`."""
+def add_config_and_device(parser: argparse.ArgumentParser) -> None:
+    """Add the two flags that a comparison of many runs shares with the commands on one configuration."""
     parser.add_argument(
         "--config",
         type=user_path,
@@ -41,6 +41,12 @@ def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="YAML file of the experiment, or the name of a recipe",
     )
+    parser.add_argument("--device_target", choices=SCHEMAS[("device_target",)]["enum"], help="where to run")
+
+
+def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that every command on a configuration takes: the arguments of `load_config`."""
+    add_config_and_device(parser)
     parser.add_argument(
         "--set",
         action="extend",
@@ -49,6 +55,5 @@ def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="a.b=value",
         help="set a key of the configuration, the value in YAML; may be repeated",
     )
-    parser.add_argument("--device_target", choices=SCHEMAS[("device_target",)]["enum"], help="where to run")
     parser.add_argument("--output_dir", type=user_path, metavar="DIR", help="folder of the run")
     parser.add_argument("--seed", type=int, metavar="N", help="seed of all random numbers")
