@@ -22,13 +22,12 @@ class Figure:
     Args:
         name: its name in summary.json and metrics.jsonl.
         unit: such as "%".
-        label, label_cn: what tables and axes call it, in English and in Chinese.
+        label: what tables and axes call it.
     """
 
     name: str
     unit: str
     label: str
-    label_cn: str
 
     @property
     def axis(self) -> str:
@@ -55,9 +54,7 @@ class TaskRow:
 
 
 TASKS: dict[str, TaskRow] = {
-    "classification": TaskRow(
-        "rpg_ms.tasks.classification:Classification", (Figure("top1", "%", "top-1 accuracy", "top-1 准确率"),)
-    )
+    "classification": TaskRow("rpg_ms.tasks.classification:Classification", (Figure("top1", "%", "top-1 accuracy"),))
 }
 
 
