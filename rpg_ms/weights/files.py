@@ -18,8 +18,7 @@ import safetensors
 
 from rpg_ms.errors import UserError, one_line
 from rpg_ms.weights import packed
-from rpg_ms.weights.inert_pickle import StandIn
-from rpg_ms.weights.pytorch_file import is_pytorch, read_pytorch, to_array
+from rpg_ms.weights.pytorch_file import StandIn, is_pytorch, read_pytorch, to_array
 
 # Where a training checkpoint keeps its network. Averaged weights come first: they are what is evaluated.
 ENTRIES = (
