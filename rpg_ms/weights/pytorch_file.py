@@ -25,22 +25,9 @@ LEGACY_PROTOCOL = 1001
 MOST_PARTS = 10**4  # of a pickled module, as modules can hold one another, and themselves
 MODULE_PARTS = ("_parameters", "_buffers", "_modules")
 DTYPES = {
-    "Double": "<f8",
-    "Float": "<f4",
-    "Half": "<f2",
-    "BFloat16": "bfloat16",
-    "Long": "<i8",
-    "Int": "<i4",
-    "Short": "<i2",
-    "Char": "<i1",
-    "Byte": "<u1",
-    "Bool": "<b1",
-    "ComplexFloat": "<c8",
-    "ComplexDouble": "<c16",
-    "QInt8": "<i1",
-    "QUInt8": "<u1",
-    "QInt32": "<i4",
-    "Untyped": "<u1",
+    **dict(Double="f8", Float="f4", Half="f2", BFloat16="bfloat16", ComplexFloat="c8", ComplexDouble="c16"),
+    **dict(Long="i8", Int="i4", Short="i2", Char="i1", Byte="u1", Bool="b1", Untyped="u1"),
+    **dict(QInt8="i1", QUInt8="u1", QInt32="i4"),  # quantized
 }
 STORAGES = {f"{module}.{name}Storage": dtype for name, dtype in DTYPES.items() for module in ("torch", "torch.storage")}
 
