@@ -44,19 +44,18 @@ def export(
     Args:
         network: the masked network with its weights.
         sparsified: its `Sparsified`.
-        task: `rpg_ms.tasks.task.Task`, whose test inputs the file is verified and measured on.
+        task: whose test inputs the file is verified and measured on.
         file_format: a name of `rpg_ms.deploy.formats.FORMATS`.
         file_name: where to; the format's extension is appended if it is missing.
         trained: `step` and `seconds` of the training run, for a file that keeps them.
         options: the fields of `rpg_ms.deploy.formats.Options`.
 
     Returns:
-        "file", "format", "bytes", "density", "nonzero" and "prunable" (of the masks), and what `verify` returns. Of a
-        file that computes also what FILE.json holds but the classes' names, and
-        `max_abs_difference`: None if the file could not be loaded back.
-        `parameters`, `multiply_adds`: parameters, and multiply-adds of one image in convolutions and dense layers, as
-        a dense runtime holds and executes them.
-        `nonzero_parameters`, `nonzero_multiply_adds`: what of them the masks keep; all of what is not pruned.
+        "file", "format", "bytes", "density", "nonzero" and "prunable" (of the masks), and what `verify` returns, or
+        `max_abs_difference` as None if the file could not be loaded back. Of a file that computes also what FILE.json
+        holds but the classes' names, `parameters` and `multiply_adds` of one image in convolutions and dense layers, as
+        a dense runtime holds and executes them, and what of them the masks keep: `nonzero_parameters` and
+        `nonzero_multiply_adds`.
 
     Raises:
         UserError: the format is not to be had here, does not take an option or cannot hold the network, the file cannot

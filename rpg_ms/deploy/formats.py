@@ -112,12 +112,7 @@ def check_options(file_format: str, options: Options) -> None:
 
 
 def check_machine(file_format: str, device: str) -> None:
-    """Raise a UserError unless the format can be written here.
-
-    Args:
-        file_format: a name of `FORMATS`.
-        device: MindSpore's device target.
-    """
+    """Raise a UserError unless the format can be written here, where MindSpore's device target is `device`."""
     row = FORMATS[file_format]
     if row.device not in (None, device):
         raise UserError(f"--file_format: {file_format} is written on {row.device} only, not on {device}")
@@ -130,11 +125,7 @@ def check_machine(file_format: str, device: str) -> None:
 
 
 def file_path(file_format: str, file_name: Union[str, os.PathLike]) -> Path:
-    """Where to write: `file_name`, with the format's extension behind it if that is missing.
-
-    Raises:
-        UserError: `file_name` names a folder.
-    """
+    """Where to write: `file_name`, with the format's extension behind it if that is missing; it may be no folder's."""
     name, extension = os.fspath(file_name), FORMATS[file_format].extension
     if not os.path.basename(name):
         raise UserError(f"--file_name: {name!r} names a folder, wanted a file in it")

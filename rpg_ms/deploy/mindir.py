@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import mindspore as ms
 from mindspore import nn
 
-from rpg_ms.deploy.exporter import plain_name
 from rpg_ms.deploy.job import Job
 from rpg_ms.deploy.verify import Loaded
+from rpg_ms.files import working_folder
 
 
 def write(job: Job, path: Path) -> None:
-    """Write MINDIR or AIR.
-
-    Raises:
-        RuntimeError, ValueError, TypeError: what MindSpore raises for what it cannot export.
-    """
+    """Write MINDIR or AIR; raises what MindSpore does for what it cannot export."""
     example = ms.Tensor(job.example)
     if job.options.dynamic_batch:
         example = ms.Tensor(shape=[None, *example.shape[1:]], dtype=example.dtype)
@@ -32,3 +30,12 @@ def load(job: Job, path: Path) -> Loaded:
     cell = nn.GraphCell(ms.load(str(path)))
     weights = {parameter.name: parameter.asnumpy() for parameter in cell.get_parameters()}
     return Loaded(weights, lambda inputs: cell(ms.Tensor(inputs)).asnumpy())
+
+
+@contextmanager
+def plain_name(path: Path) -> Iterator[str]:
+    """A name to let MindSpore write `path` by: it takes neither blanks nor letters beyond ASCII in a path."""
+    plain = f"network{path.suffix}"
+    with working_folder(path.parent):
+        yield plain
+        os.replace(plain, path.name)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import mindspore as ms
 
-from rpg_ms.deploy.exporter import plain_name
 from rpg_ms.deploy.job import Job
+from rpg_ms.deploy.mindir import plain_name
 from rpg_ms.deploy.onnx_operators import exportable, restore_operators
 from rpg_ms.deploy.verify import Loaded
 from rpg_ms.errors import UserError
@@ -62,11 +62,7 @@ def write(job: Job, path: Path) -> None:
 
 
 def load(job: Job, path: Path) -> Loaded:
-    """Load an ONNX file in onnxruntime.
-
-    Raises:
-        UserError: onnxruntime does not take it.
-    """
+    """Load an ONNX file in onnxruntime; a UserError says if that does not take it."""
     import onnx
     import onnxruntime
 

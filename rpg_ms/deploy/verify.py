@@ -34,21 +34,15 @@ class Loaded:
 
 
 def verify(job: Job, loaded: Loaded, used: Iterable[MaskedLayer]) -> dict[str, Any]:
-    """Compare a file with the network.
+    """Compare a file with the network; raises a UserError if they differ.
 
-    Args:
-        job: what was asked for.
-        loaded: what was written.
-        used: the pruned layers that inference uses: MindSpore may leave out the weights of others.
+    `used` are the pruned layers that inference uses: MindSpore may leave out the weights of others.
 
     Returns:
         What the comparison tells. Of a file that computes it is `max_abs_difference`, the largest difference between
         its outputs and the network's. Of one that holds parameters it is `value_type` and, unless that is float32, what
         the rounding costs: `max_weight_difference`, the task's figures with the rounded weights, such as `top1`, and
         with the network's own, such as `checkpoint_top1`.
-
-    Raises:
-        UserError: they differ.
     """
     if job.row.computes:
         difference = _compare_outputs(job, loaded)
@@ -134,12 +128,8 @@ def parameters(network: nn.Cell) -> dict[str, np.ndarray]:
 def _compare_parameters(
     before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray], value_type: str, path: Path
 ) -> None:
-    """Raise a UserError unless two sets of parameters are the same to the bit, and rounded weights as near as can be.
-
-    Args:
-        before, after: `{name: array}` with masks: the network's, and what was read back.
-        value_type: what the weights with masks were rounded to.
-        path: the file, for the message.
+    """Raise a UserError unless the network's parameters and those that were read back from the file at `path` are the
+    same to the bit, and weights with masks, rounded to `value_type`, as near as can be.
     """
     differing = sorted(before.keys() ^ after.keys())
     for name in before.keys() & after.keys():
@@ -152,8 +142,9 @@ def _compare_parameters(
             if value_type == "float16":
                 one = one.astype(np.float16).astype(other.dtype)
             if value_type == "int8":  # half a step; a step is at most 1/63 of a channel's largest weight
-                limit = np.abs(one.astype(np.float32)).reshape(len(one), -1).max(1) / 126 + 2.0**-126
-                error = np.abs(one.astype(np.float32) - other).reshape(len(one), -1).max(1)
+                exact = one.astype(np.float32).reshape(len(one), -1)
+                limit = np.abs(exact).max(1) / 126 + 2.0**-126
+                error = np.abs(exact - other.reshape(exact.shape)).max(1)
                 one = other if (error <= limit).all() else one
         if one.tobytes() != other.tobytes():
             differing.append(name)

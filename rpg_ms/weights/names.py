@@ -15,17 +15,8 @@ from mindcv.models.mobilenetv2 import MobileNetV2
 from mindcv.models.resnet import ResNet
 from mindspore import nn
 
-NORMS = (
-    nn.BatchNorm1d,
-    nn.BatchNorm2d,
-    nn.BatchNorm3d,
-    nn.SyncBatchNorm,
-    nn.LayerNorm,
-    nn.GroupNorm,
-    nn.InstanceNorm1d,
-    nn.InstanceNorm2d,
-    nn.InstanceNorm3d,
-)
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)  # BatchNorm3d has a BatchNorm2d in it
+NORMS = (*BATCH_NORMS, nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 OWN_NAMES = (
     (NORMS, {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}),
     ((nn.Embedding,), {"embedding_table": "weight"}),
@@ -42,14 +33,12 @@ def _torchvision_mobilenet_v2(name: str) -> str:
         return name
     _, index, rest = name.split(".", 2)
     if not rest.startswith("layers."):
-        stem = int(index) < 2
-        return f"features.{0 if stem else 18}.{int(index) - (0 if stem else 20)}.{rest}"
+        return f"features.0.{index}.{rest}" if int(index) < 2 else f"features.18.{int(index) - 20}.{rest}"
     block = int(index) - 2
     _, layer, attribute = rest.split(".")
-    places = (
-        {0: "0.0", 1: "0.1", 3: "1", 4: "2"} if block == 1 else {0: "0.0", 1: "0.1", 3: "1.0", 4: "1.1", 6: "2", 7: "3"}
-    )
-    return f"features.{block}.conv.{places[int(layer)]}.{attribute}"
+    first, other = {"3": "1", "4": "2"}, {"3": "1.0", "4": "1.1", "6": "2", "7": "3"}
+    place = {"0": "0.0", "1": "0.1", **(first if block == 1 else other)}[layer]
+    return f"features.{block}.conv.{place}.{attribute}"
 
 
 FAMILIES = (

@@ -175,7 +175,9 @@ def test_an_entry_by_name(tmp_path):
     again, found = build(seed=1)
     load_weights(tmp_path / "x.pth", again, found, entry="state_dict")
     assert same(network, again)
-    with pytest.raises(UserError, match="has no entry 'ema'; it has state_dict, state_dict_ema"):
+    with pytest.raises(
+        UserError, match="no weights in an entry 'ema'; weights are in state_dict, state_dict_ema: name"
+    ):
         load_weights(tmp_path / "x.pth", again, found, entry="ema")
 
 
@@ -351,12 +353,12 @@ def test_entries_are_named(tmp_path):
     )
     with pytest.raises(
         UserError,
-        match="no weights in its entry 'model'; weights are in model.state_dict, model.best.one: name one by --entry$",
+        match="no weights in an entry 'model'; weights are in model.state_dict, model.best.one: name one by --entry$",
     ):
         load_weights(tmp_path / "x.pth", again, found, keys="--{}")
     load_weights(tmp_path / "x.pth", again, found, entry="model.best.one")
     assert same(network, again)
-    with pytest.raises(UserError, match="has no entry 'model.other'; it has model$"):
+    with pytest.raises(UserError, match="no weights in an entry 'model.other'; weights are in model.state_dict, "):
         load_weights(tmp_path / "x.pth", again, found, entry="model.other")
 
 

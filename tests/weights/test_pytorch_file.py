@@ -18,9 +18,8 @@ import pytest
 import torch_files
 from conftest import PROJECT
 from rpg_ms.errors import UserError
-from rpg_ms.weights import inert_pickle
-from rpg_ms.weights.inert_pickle import StandIn
-from rpg_ms.weights.pytorch_file import read_pytorch
+from rpg_ms.weights import pytorch_file
+from rpg_ms.weights.pytorch_file import StandIn, read_pytorch
 
 both_layouts = pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
 
@@ -43,9 +42,8 @@ def test_views_of_one_storage(tmp_path, legacy):
     both = {"all": torch_files.Tensor(storage, storage), "t": transposed}
     torch_files.save(tmp_path / "x.pth", both, legacy)
     content = read_pytorch(tmp_path / "x.pth")
-    assert content["t"].tolist() == [[2, 5], [3, 6], [4, 7]]
-    content["t"][:] = 0
-    assert content["all"].tolist() == list(range(12))
+    assert content["t"].tolist() == [[2, 5], [3, 6], [4, 7]] and content["all"].tolist() == list(range(12))
+    assert not content["t"].flags.writeable  # it would change the other
 
 
 def test_bfloat16(tmp_path):
@@ -95,7 +93,7 @@ def test_what_stands_beside_the_weights(tmp_path, legacy, protocol, monkeypatch)
     )
     content = read_pytorch(tmp_path / "x.pth")
     assert content["state_dict"]["a"].tolist() == [1, 1]
-    assert content["epoch"] == 3 and content["list"] == [1, [2.5, None]] and content["after"] == "this"
+    assert content["epoch"] == 3 and content["list"] == [1, (2.5, None)] and content["after"] == "this"
     assert content["default"] == {"a": [1]} and content["scheduler"]["gamma"] == 0.1
     for name in ("args", "best", "enum", "device", "optimizer", "user", "objects", "function"):
         assert isinstance(content[name], StandIn), name
@@ -116,8 +114,10 @@ def test_numpy_arrays_of_numbers(tmp_path, legacy, protocol, monkeypatch):
         np.array(True),
         np.array([200, 3], np.uint8),
     ]
-    torch_files.save(tmp_path / "x.pth", {"arrays": [torch_files.Array(array) for array in arrays]}, legacy)
-    for read, array in zip(read_pytorch(tmp_path / "x.pth")["arrays"], arrays):
+    torch_files.save(tmp_path / "x.pth", {i: torch_files.Array(array) for i, array in enumerate(arrays)}, legacy)
+    content = read_pytorch(tmp_path / "x.pth")
+    for i, array in enumerate(arrays):
+        read = content[i]
         assert read.dtype == array.dtype and read.shape == array.shape and np.array_equal(read, array)
 
 
@@ -206,8 +206,8 @@ def test_no_operation_runs_anything(tmp_path, monkeypatch, code):
 
 
 def test_a_pickle_changes_nothing_of_the_reader(tmp_path):
-    before = dict(inert_pickle.FUNCTIONS), dict(inert_pickle.STORAGES)
-    for name in inert_pickle.FUNCTIONS:
+    before = dict(pytorch_file.FUNCTIONS), dict(pytorch_file.STORAGES)
+    for name in pytorch_file.FUNCTIONS:
         named = b"c%s\n%s\n" % tuple(part.encode() for part in name.rsplit(".", 1))
         for change in (
             b"}X\x04\x00\x00\x00nameX\x01\x00\x00\x00xsb",
@@ -217,7 +217,7 @@ def test_a_pickle_changes_nothing_of_the_reader(tmp_path):
         ):
             write_pickle(tmp_path / "x.pth", b"\x80\x02" + named + change + b"0" + named + b".")
             assert repr(read_pytorch(tmp_path / "x.pth")) == name
-    assert (inert_pickle.FUNCTIONS, inert_pickle.STORAGES) == before
+    assert (pytorch_file.FUNCTIONS, pytorch_file.STORAGES) == before
 
 
 def limited(path, code, seconds=20):
@@ -258,7 +258,6 @@ BOMBS = {
     "a list that holds itself": b"]q\x00h\x00a.",
     "a dict that holds itself": b"}q\x00X\x01\x00\x00\x00ah\x00s.",
     "a deep list": b"]" * 100_000 + b"a" * 99_999 + b".",
-    "a deep tuple as a key": b"}N" + b"\x85" * 1_000_000 + b"Ns.",
     "pairs of a long list": b"]q\x00("
     + b"N" * 100_000
     + b"e0ccollections\nOrderedDict\n]("
@@ -297,12 +296,12 @@ def test_modules_that_hold_one_another(tmp_path):
         read_pytorch(tmp_path / "x.pth")
 
 
-def test_many_views_of_one_storage_are_refused(tmp_path):
+def test_many_views_of_one_storage_are_no_copies_of_it(tmp_path):
     storage = np.zeros(100_000, np.float32)
     views = {str(i): torch_files.Tensor(storage, storage, offset=i, shape=(90_000,), strides=(1,)) for i in range(40)}
     torch_files.save(tmp_path / "x.pth", views)
-    with pytest.raises(UserError, match="more than 16 times the file"):
-        read_pytorch(tmp_path / "x.pth")
+    content = read_pytorch(tmp_path / "x.pth")
+    assert all(np.shares_memory(content["0"], value) for value in content.values())
     same = {str(i): torch_files.Tensor(storage, storage) for i in range(40)}  # one array under forty names
     torch_files.save(tmp_path / "x.pth", same)
     assert len({id(value) for value in read_pytorch(tmp_path / "x.pth").values()}) == 1
@@ -320,7 +319,7 @@ def test_entries_that_overlap_are_refused(tmp_path):
             other.filename = f"a/data/{number}"
             archive.filelist.append(other)
             archive.NameToInfo[other.filename] = other
-    with pytest.raises(UserError, match="entries that overlap"):
+    with pytest.raises(UserError, match="compressed or overlap"):
         read_pytorch(path)
 
 
@@ -358,7 +357,7 @@ def test_tensors_outside_their_storage(tmp_path, change):
 
 def test_compressed_archives_are_refused(tmp_path):
     torch_files.save(tmp_path / "x.pth", {"a": np.zeros(10**6, np.float32)}, compression=zipfile.ZIP_DEFLATED)
-    with pytest.raises(UserError, match="compressed"):
+    with pytest.raises(UserError, match="compressed or overlap"):
         read_pytorch(tmp_path / "x.pth")
 
 
