@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from rpg_ms.errors import NotFinite, RunStopped, UserError
-from rpg_ms.tasks import TASKS
+from rpg_ms.tasks import figures_of
 from rpg_ms.training.checkpoint import Checkpoints, split_of
 
 if TYPE_CHECKING:
@@ -202,7 +202,7 @@ class Session:
         shown = "  ".join(f"{name} {value:.2f}" for name, value in figures.items())
         tqdm.write(f"epoch {epoch}/{self.config.train.epochs}  density {self.sparsified.density:.4f}  {shown}")
         self.progress = replace(self.progress, figures=figures)
-        figure, best = figures[TASKS[self.config.task].figure.name], self.progress.best
+        figure, best = figures[figures_of(self.config)[0].name], self.progress.best
         if self.step_cell.pruner.at_target(self.step) and (best is None or figure > best):
             self.progress = replace(self.progress, best=figure, best_step=self.step)
             self._is_best = True
