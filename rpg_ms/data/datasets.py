@@ -16,7 +16,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from rpg_ms.data import cifar, class_folders, fashion_mnist, mindrecord
-from rpg_ms.data.transforms import Sample, Transform, transforms
+from rpg_ms.data.transforms import OnImage, Sample, Transform, transforms
 from rpg_ms.errors import UserError
 
 if TYPE_CHECKING:
@@ -161,6 +161,27 @@ def load_dataset(config: DataConfig, seed: int) -> ImageDataset:
         stay, validation = held_out(config.validation, len(dataset.train), seed)
         dataset = replace(dataset, train=dataset.train.subset(stay), test=dataset.train.subset(validation))
     return dataset
+
+
+def test_transform(config: DataConfig) -> list[Transform]:
+    """That of test samples, for an RGB image of any size, without reading the dataset.
+
+    Raises:
+        UserError: an unknown name.
+    """
+    row = _row(config)
+    size, mode = row.native_size, "RGB" if len(row.mean) == 3 else "L"
+
+    def alike(image: Image.Image) -> Image.Image:
+        """As the dataset's own are."""
+        image = image.convert(mode)
+        return (
+            image
+            if size is None or image.size == (size, size)
+            else image.resize((size, size), Image.Resampling.BILINEAR)
+        )
+
+    return [OnImage(alike), *row.transforms(config)[1]]
 
 
 def check_images(dataset: Any, first: int = 0, stride: int = 1) -> int:

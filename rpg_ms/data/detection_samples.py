@@ -231,7 +231,7 @@ def _moved(sample: Sample, ratio: np.ndarray, corner: np.ndarray, shape: tuple[i
             left = _around(mask, left)
         if left is None or ((left[2:] - left[:2]) * ratio[:2] < 1).any():
             continue
-        boxes.append(left * ratio - corner)
+        boxes.append(np.clip(left * ratio - corner, 0, np.tile(shape, 2)))
         masks.append(inside(mask, left))
         kept.append(i)
     return {

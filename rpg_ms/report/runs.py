@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Optional, Union
 from rpg_ms.config import Config, load_config
 from rpg_ms.errors import UserError
 from rpg_ms.json_files import NUMBER, check, parse_json
+from rpg_ms.pruning.allocation import at_floor
 from rpg_ms.pruning.structure import structural_rank
 from rpg_ms.rank import full_rank, numeric_rank
 from rpg_ms.rank.numeric import with_bar
@@ -96,6 +97,10 @@ class Run:
     def mean(self, figure: str) -> float:
         """Mean over the layers of one of their figures, such as "numeric_share"."""
         return self.total(figure) / len(self.layers)
+
+    def is_at_floor(self, layer: Layer) -> bool:
+        """Whether pruning has left a layer no more weights than it must."""
+        return at_floor(layer.nonzero, layer.weights, self.config.pruning.min_per_layer)
 
     @property
     def density(self) -> float:
