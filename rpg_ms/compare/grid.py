@@ -83,7 +83,7 @@ class GridRun:
 
     def summary(self) -> Optional[dict[str, Any]]:
         """The figures of the finished run, or None."""
-        return read_summary(self.folder, self.config.task)
+        return read_summary(self.folder, self.config)
 
 
 def percent(fraction: float) -> str:

@@ -23,7 +23,7 @@ from rpg_ms.compare.grid import GridRun, percent
 from rpg_ms.errors import UserError
 from rpg_ms.files import atomic_path
 from rpg_ms.json_files import read_json
-from rpg_ms.tasks import TASKS, Figure
+from rpg_ms.tasks import TASKS, Figure, figures_of
 
 FIGURES = ("rank", "density", "nonzero", "prunable", "steps", "seconds")  # of every task, after its own
 
@@ -98,7 +98,7 @@ def collect(
         summary = run.summary()
         if summary is not None:
             line["status"] = "finished"
-            names = (*(figure.name for figure in TASKS[run.config.task].figures), *FIGURES)
+            names = (*(figure.name for figure in figures_of(run.config)), *FIGURES)
             line.update({name: summary[name] for name in names if name in summary})
             line["environment"] = _index(environments, run.folder / "environment.json")
             dates.append(os.path.getmtime(run.folder / "summary.json"))
@@ -112,6 +112,7 @@ def collect(
         "config": config_file,
         "settings": list(settings),
         "task": runs[0].config.task,
+        "figure": figures_of(runs[0].config)[0].name,
         "evaluated_on": "validation" if runs[0].config.data.validation > 0 else "test",
         "date": time.strftime("%Y-%m-%d", time.gmtime(max(dates, default=None))),
         "environments": environments,
@@ -172,7 +173,8 @@ def draw(runs: Sequence[GridRun], folder: Union[str, os.PathLike]) -> list[str]:
 
 def figure_of(document: Mapping[str, Any]) -> Figure:
     """What the tables of a document compare; documents of earlier versions are of classification."""
-    return TASKS[document.get("task", "classification")].figure
+    figures = TASKS[document.get("task", "classification")].figures
+    return next((figure for figure in figures if figure.name == document.get("figure")), figures[0])
 
 
 def means(document: Mapping[str, Any]) -> list:

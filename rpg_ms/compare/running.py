@@ -19,7 +19,7 @@ from rpg_ms.compare.grid import GridRun
 from rpg_ms.compare.results import environment
 from rpg_ms.errors import UserError
 from rpg_ms.files import atomic_path
-from rpg_ms.tasks import TASKS
+from rpg_ms.tasks import figures_of
 
 
 @contextmanager
@@ -126,7 +126,7 @@ def run_missing(
 
 
 def _in_words(run: GridRun) -> str:
-    summary, figure = run.summary(), TASKS[run.config.task].figure
+    summary, figure = run.summary(), figures_of(run.config)[0]
     return f"{figure.label} {summary[figure.name]:.2f} {figure.unit}, {summary['seconds'] / 60:.1f} min"
 
 

@@ -16,6 +16,7 @@ from rpg_ms.config.explaining import dotted, explain, name_of_type, printable, s
 from rpg_ms.config.keys import METHOD_KEYS, SCHEMAS, Config
 from rpg_ms.errors import UserError, one_line
 from rpg_ms.files import user_path
+from rpg_ms.tasks import TASKS
 
 Sources = dict[tuple[str, ...], str]  # where each key was set last, in the order of setting
 MAX_BYTES = 100_000  # a configuration is small; a file beyond this is something else
@@ -34,7 +35,7 @@ def load_config(
     Later ones win: the file named by the top-level key `base` (relative to the folder of the naming file, where that is
     a link to the link's; it may have a base too), the file, `overrides` (each `a.b=value`, the value in YAML), the
     flags that are not None. Groups are merged, lists are replaced. Keys left null take the values of the pruning
-    method's row. `~` in a path is the user's home.
+    method's row, or the task's. `~` in a path is the user's home.
 
     Args:
         path: a file, or the name of a recipe (`recipes`).
@@ -53,10 +54,11 @@ def load_config(
         if value is not None:
             _merge(values, sources, {key: value}, f"--{key}")
     try:
-        config = Config.model_validate(values).with_method()
+        config = Config.model_validate(values).resolved()
     except ValidationError as error:
         raise UserError(explain(error, sources, printable(path))) from None
     _check_method(config, sources, printable(path))
+    _check_task(config, sources, printable(path))
     return config
 
 
@@ -165,6 +167,19 @@ def _check_method(config: Config, sources: Sources, file_name: str) -> None:
             f"{source('method', 'prune_until', 'freeze_after')}: pruning.prune_until: {pruning.prune_until} "
             f"is greater than pruning.freeze_after, {pruning.freeze_after}"
         )
+
+
+def _check_task(config: Config, sources: Sources, file_name: str) -> None:
+    """Refuse what another task alone takes, unless it has its default value, as in the file of a run."""
+    changed = changed_keys(Config(), config)
+    for task, row in TASKS.items():
+        for key in row.keys:
+            found = [name for name in changed if name == key or name.startswith(f"{key}.")]
+            if task != config.task and found and key not in TASKS[config.task].keys:
+                source = sources.get(tuple(found[0].split(".")), file_name)
+                raise UserError(
+                    f"{source}: {found[0]}: {show(changed[found[0]][1])} is for task: {task}, not for {config.task}"
+                )
 
 
 # --------------------------------------------------------------------------------------------------- YAML

@@ -49,7 +49,7 @@ def list_images(root: Optional[str], part: str) -> Listing:
         raise UserError(f"data.root: {root} has no folder {part}; wanted are {part}/CLASS/*.JPEG, one folder a class")
     try:
         classes = sorted(item.name for item in folder.iterdir() if item.is_dir() and not item.name.startswith("."))
-        found = [_images_below(folder / name) for name in classes]
+        found = [images_below(folder / name) for name in classes]
     except OSError as error:
         raise UserError(f"{error.filename}: cannot be read: {error.strerror}") from None
     if not classes:
@@ -114,7 +114,7 @@ def _depth(image: Image.Image) -> tuple[int, bool]:
     return (16 if deep_grey else 8), False
 
 
-def _images_below(folder: Path) -> list[str]:
+def images_below(folder: Path) -> list[str]:
     """Paths of the images in a folder and those below it, linked ones too, each folder once."""
 
     def refuse(error: OSError) -> NoReturn:  # passed over, some ranks might have fewer images than others

@@ -28,6 +28,11 @@ def target_count(total: int, density: float) -> int:
     return int(round(float(density) * total))
 
 
+def at_floor(count: int, size: int, min_per_layer: int) -> bool:
+    """Whether a layer of `size` weights that keeps `count` has lost all that it may lose."""
+    return count < size and count <= min_per_layer
+
+
 def global_counts(weights: Sequence[np.ndarray], density: float, min_per_layer: int = 1) -> list[int]:
     """Global magnitude: a layer's count is how many of the K largest `|w|` in the whole network lie in it.
 

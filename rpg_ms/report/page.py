@@ -69,6 +69,7 @@ def page_of_run(run: Run) -> tuple[str, list[Union[str, Picture]]]:
             "learning rate over the steps.",
         ),
         "<h2>Layers</h2>",
+        _floors(run),
         Picture(
             "layers",
             figures.layers(run),
@@ -216,6 +217,17 @@ def _rank_term(run: Run) -> Union[str, Picture]:
     return f"<p>There is no figure of k over the updates: {why}.</p>"
 
 
+def _floors(run: Run) -> str:
+    """A warning that names the layers with no more weights than the floor, or nothing."""
+    low = [layer.name for layer in run.layers if run.is_at_floor(layer)]
+    if not low:
+        return ""
+    return _warning(
+        f"Down to pruning.min_per_layer ({run.config.pruning.min_per_layer}): {', '.join(low)}. pruning.exclude keeps "
+        "layers dense, pruning.allocation=erk spares small ones."
+    )
+
+
 def _layer_table(run: Run) -> str:
     members = [layer.name for layer in run.layers if layer.in_rank_term]
     updates = [line["ranks"] for line in run.rank_updates if line["step"] <= run.step]
@@ -236,7 +248,7 @@ def _layer_table(run: Run) -> str:
     ]
     rows = [
         [
-            layer.name,
+            f"{layer.name} (at its floor)" if run.is_at_floor(layer) else layer.name,
             " × ".join(map(str, layer.shape)),
             *_before_and_after(layer.weights, layer.nonzero),
             f"{layer.dense_flops:,}",

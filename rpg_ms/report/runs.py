@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, Optional, Union
 from rpg_ms.config import Config, load_config
 from rpg_ms.errors import UserError
 from rpg_ms.json_files import NUMBER, check, parse_json
+from rpg_ms.pruning.allocation import at_floor
 from rpg_ms.pruning.structure import structural_rank
 from rpg_ms.rank import full_rank, numeric_rank
 from rpg_ms.rank.numeric import with_bar
 from rpg_ms.report.layers import dead_filters
-from rpg_ms.tasks import TASKS, Figure, create_task
+from rpg_ms.tasks import Figure, create_task, figures_of
 from rpg_ms.training.run_folder import read_summary
 
 if TYPE_CHECKING:
@@ -97,6 +98,10 @@ class Run:
         """Mean over the layers of one of their figures, such as "numeric_share"."""
         return self.total(figure) / len(self.layers)
 
+    def is_at_floor(self, layer: Layer) -> bool:
+        """Whether pruning has left a layer no more weights than it must."""
+        return at_floor(layer.nonzero, layer.weights, self.config.pruning.min_per_layer)
+
     @property
     def density(self) -> float:
         """Share of the prunable weights that are kept."""
@@ -110,7 +115,7 @@ class Run:
     @property
     def figure(self) -> Figure:
         """The `rpg_ms.tasks.Figure` that the run is measured by."""
-        return TASKS[self.config.task].figure
+        return figures_of(self.config)[0]
 
     @property
     def measured(self) -> Optional[float]:
@@ -156,8 +161,8 @@ def load_run(folder: Union[str, os.PathLike], label: Optional[str] = None) -> Ru
     if not (folder / "last.ckpt").exists():
         why = "has no checkpoint yet" if (folder / "metrics.jsonl").exists() else "was not started"
         raise UserError(f"{folder}: the run {why}: no last.ckpt")
-    records = _read_metrics(folder / "metrics.jsonl", TASKS[config.task].figure.name)
-    summary = read_summary(folder, config.task)
+    records = _read_metrics(folder / "metrics.jsonl", figures_of(config)[0].name)
+    summary = read_summary(folder, config)
     state, layers, *others, input_shape = _read_checkpoint(folder / "last.ckpt", config)
     in_rank_term = sum(layer.in_rank_term for layer in layers)
     for line in records["topology"]:

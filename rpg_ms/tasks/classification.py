@@ -11,18 +11,23 @@ import numpy as np
 from mindcv.loss import create_loss
 from mindspore import nn, ops
 
-from rpg_ms.data.datasets import ImageDataset, check_images, known_shape, load_dataset
+from rpg_ms.data.datasets import ImageDataset, check_images, known_shape, load_dataset, test_transform
 from rpg_ms.data.pipeline import EvalSamples, Mix, TrainSamples, batches
-from rpg_ms.data.transforms import OnImage, planes
+from rpg_ms.data.transforms import OnImage, apply, planes
 from rpg_ms.errors import UserError
 from rpg_ms.models import create_model
 from rpg_ms.models.compiling import compile_graph, reason
 from rpg_ms.models.flops import try_image
+from rpg_ms.tasks.drawing import draw_line
 from rpg_ms.tasks.task import Batch
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from rpg_ms.config import Config
     from rpg_ms.training.distributed import World
+
+LIKELIEST = 5  # classes that a prediction names
 
 
 class Classification:
@@ -175,6 +180,36 @@ class Classification:
         correct = sum(int(count(*batch.values()).asnumpy()) for batch in self.test_batches())
         correct = int(self.world.gather(np.int64(correct)).sum())
         return {"top1": 100 * correct / len(self.dataset.test)}
+
+    # ------------------------------------------------------------------------------------------ prediction
+
+    def predict(self, network: nn.Cell, image: Image.Image) -> dict[str, Any]:
+        """The likeliest classes of an RGB image, at most LIKELIEST, with their probabilities, as plain values."""
+        inputs = apply(test_transform(self.config.data), {"image": image})["image"]
+        logits = network.set_train(False)(ms.Tensor(inputs[None].astype(np.float32))).asnumpy()[:1]
+        probabilities = self.expected_outputs(logits, softmax=True)[0]
+        names = self._class_names or [None] * len(probabilities)
+        return {
+            "classes": [
+                {"class": int(i), "name": names[i], "probability": float(probabilities[i])}
+                for i in np.argsort(-probabilities, kind="stable")[:LIKELIEST]
+            ]
+        }
+
+    @cached_property
+    def _class_names(self) -> Optional[Sequence[str]]:
+        """The classes' names, or None where the dataset is not there to tell them, or has other classes."""
+        try:
+            names = self.dataset.class_names
+        except UserError:
+            return None
+        return names if names is not None and len(names) == self.classes else None
+
+    def draw(self, image: Image.Image, prediction: dict[str, Any]) -> Image.Image:
+        """The image with the likeliest class below it."""
+        first = prediction["classes"][0]
+        name = first["class"] if first["name"] is None else first["name"]
+        return draw_line(image, f"{name} {100 * first['probability']:.0f} %")
 
     # ------------------------------------------------------------------------------------------ deployment
 

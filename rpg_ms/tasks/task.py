@@ -10,6 +10,8 @@ import numpy as np
 from mindspore import nn
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from rpg_ms.config import Config
 
 Batch = dict[str, ms.Tensor]  # named arrays, each with the batch first
@@ -50,6 +52,12 @@ class Task(Protocol):
 
     def evaluate(self, network: nn.Cell) -> dict[str, float]:
         """The task's figures over the test data of all processes; leaves the network in inference mode."""
+
+    def predict(self, network: nn.Cell, image: Image.Image) -> dict[str, Any]:
+        """What the network makes of an RGB image of any size, as plain values; it is left in inference mode."""
+
+    def draw(self, image: Image.Image, prediction: dict[str, Any]) -> Image.Image:
+        """The image with what `predict` made of it."""
 
     def inputs(self, count: int, raw: bool = False) -> np.ndarray:
         """The first `count` test inputs, `[count, *input_shape]` float32: the network's, or `raw` pixels."""

@@ -54,7 +54,7 @@ def build_network(
     model = config.model
     network = task.network()
     try:
-        sparsified = sparsify(network, config.pruning.exclude)
+        sparsified = sparsify(network, config.pruning.exclude or ())
     except NothingMatches as error:
         raise UserError(f"pruning.exclude: {error}") from None
     except ValueError as error:

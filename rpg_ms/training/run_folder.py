@@ -14,7 +14,7 @@ from rpg_ms.config import Config, changed_keys, dump_config, load_config
 from rpg_ms.errors import UserError
 from rpg_ms.files import UNFINISHED, atomic_path
 from rpg_ms.json_files import NUMBER, read_json
-from rpg_ms.tasks import TASKS
+from rpg_ms.tasks import figures_of
 
 # Keys that do not change what a run computes; all others stand fast when it is resumed.
 FREE_ON_RESUME = (
@@ -38,17 +38,17 @@ def other_configuration(config_path: Union[str, os.PathLike], config: Config) ->
     )
 
 
-def read_summary(folder: Union[str, os.PathLike], task: str) -> Optional[dict[str, Any]]:
+def read_summary(folder: Union[str, os.PathLike], config: Config) -> Optional[dict[str, Any]]:
     """The summary of a finished run, or None.
 
     Args:
         folder: the run's.
-        task: name in `rpg_ms.tasks.TASKS`, whose figures the summary must have.
+        config: the run's, whose task's figures the summary must have.
 
     Raises:
         UserError: the file is damaged.
     """
-    figures = {figure.name: NUMBER for figure in TASKS[task].figures}
+    figures = {figure.name: NUMBER for figure in figures_of(config)}
     return read_json(Path(folder) / "summary.json", {**figures, "steps": int, "seconds": NUMBER})
 
 
@@ -94,7 +94,7 @@ class NoFolder:
 
     def summary(self) -> Optional[dict[str, Any]]:
         """The summary of a finished run, or None; with a changed configuration it may have become longer."""
-        return None if self.changes else read_summary(self.path, self.config.task)
+        return None if self.changes else read_summary(self.path, self.config)
 
     def begin(self) -> None:
         """Nothing."""

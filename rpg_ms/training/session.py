@@ -12,7 +12,8 @@ import numpy as np
 from tqdm import tqdm
 
 from rpg_ms.errors import NotFinite, RunStopped, UserError
-from rpg_ms.tasks import TASKS
+from rpg_ms.pruning.allocation import at_floor
+from rpg_ms.tasks import figures_of
 from rpg_ms.training.checkpoint import Checkpoints, split_of
 
 if TYPE_CHECKING:
@@ -87,6 +88,7 @@ class Session:
         self._losses: list[tuple[int, ms.Tensor]] = []  # not looked at yet: looking makes the host wait for the device
         self._loss: Optional[ms.Tensor] = None
         self._is_best = False
+        self._at_floor: set[str] = set()  # names of layers
         self.progress = self._restore()
         folder.begin()
         folder.cut_metrics(self.progress.metrics_length)
@@ -94,6 +96,7 @@ class Session:
             tqdm.write(f"going on after step {self.step} of {self.total}")
         else:
             folder.log("start", **self._counts())  # not all 1: weights to start from may be pruned
+        self._warn_of_floors([int(np.count_nonzero(layer.mask.asnumpy())) for layer in sparsified.layers])
         self._started = time.monotonic() - self.progress.seconds
 
     @property
@@ -171,9 +174,27 @@ class Session:
     def log_topology(self) -> None:
         """Log the topology update just made; the processes must agree on it."""
         self.check_losses()
+        self._warn_of_floors(self.step_cell.record.layer_nonzero)
         self.folder.log(
             "topology", **vars(self.step_cell.record), digest=self.world.check_equal(self.network, self.step)
         )
+
+    def _warn_of_floors(self, counts: Sequence[int]) -> None:
+        """Name in one line the layers that have come down to their floor since the last one."""
+        floor = self.config.pruning.min_per_layer
+        low = [
+            layer.name
+            for layer, count in zip(self.sparsified.layers, counts)
+            if at_floor(count, layer.mask.size, floor)
+        ]
+        new = [name for name in low if name not in self._at_floor]
+        self._at_floor = set(low)
+        if new:
+            shown = ", ".join(new[:5]) + (f" and {len(new) - 5} more" if len(new) > 5 else "")
+            tqdm.write(
+                f"warning: at step {self.step} down to pruning.min_per_layer ({floor}): {shown}; pruning.exclude keeps "
+                "layers dense, pruning.allocation=erk spares small ones"
+            )
 
     def log_loss(self) -> None:
         """Log the last step's loss, the mean over the processes."""
@@ -202,7 +223,7 @@ class Session:
         shown = "  ".join(f"{name} {value:.2f}" for name, value in figures.items())
         tqdm.write(f"epoch {epoch}/{self.config.train.epochs}  density {self.sparsified.density:.4f}  {shown}")
         self.progress = replace(self.progress, figures=figures)
-        figure, best = figures[TASKS[self.config.task].figure.name], self.progress.best
+        figure, best = figures[figures_of(self.config)[0].name], self.progress.best
         if self.step_cell.pruner.at_target(self.step) and (best is None or figure > best):
             self.progress = replace(self.progress, best=figure, best_step=self.step)
             self._is_best = True
