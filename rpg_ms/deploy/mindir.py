@@ -6,8 +6,10 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Union
 
 import mindspore as ms
+import numpy as np
 from mindspore import nn
 
 from rpg_ms.deploy.job import Job
@@ -29,7 +31,12 @@ def load(job: Job, path: Path) -> Loaded:
     """Load a MINDIR file."""
     cell = nn.GraphCell(ms.load(str(path)))
     weights = {parameter.name: parameter.asnumpy() for parameter in cell.get_parameters()}
-    return Loaded(weights, lambda inputs: cell(ms.Tensor(inputs)).asnumpy())
+
+    def run(inputs: np.ndarray) -> Union[np.ndarray, tuple[np.ndarray, ...]]:
+        outputs = cell(ms.Tensor(inputs))
+        return tuple(one.asnumpy() for one in outputs) if isinstance(outputs, tuple) else outputs.asnumpy()
+
+    return Loaded(weights, run)
 
 
 @contextmanager

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING, Any, Optional, Union
 
 import mindspore as ms
 import numpy as np
@@ -26,11 +26,12 @@ class Loaded:
 
     Args:
         weights: `{name: array}`; of a file that computes, it may lack those that inference does not use.
-        run: what the file computes, from array to array; None if it only holds parameters.
+        run: what the file computes, from an array to one, or to a tuple if there are several outputs; None if it only
+            holds parameters.
     """
 
     weights: Mapping[str, np.ndarray]
-    run: Optional[Callable[[np.ndarray], np.ndarray]] = None
+    run: Optional[Callable[[np.ndarray], Union[np.ndarray, Sequence[np.ndarray]]]] = None
 
 
 def verify(job: Job, loaded: Loaded, used: Iterable[MaskedLayer]) -> dict[str, Any]:
@@ -66,12 +67,12 @@ def _compare_outputs(job: Job, loaded: Loaded) -> float:
         UserError: the file does not run, or the difference is more than the format's tolerance, or changes a decision.
     """
     run, task, row, path = loaded.run, job.task, job.row, job.path
-    difference = largest = 0.0
+    differences, largest = np.zeros(len(task.outputs)), np.zeros(len(task.outputs))
     count = other_decisions = 0
     for inputs, outputs in _cases(job):
         expected = task.expected_outputs(outputs, job.options.softmax)
         try:
-            found = run(inputs)
+            found = _arrays(run(inputs))
         except Exception as error:  # onnxruntime has a class of its own for every status
             if len(inputs) == job.options.batch_size:
                 raise UserError(f"{path}: does not run: {reason(error)}") from None
@@ -79,28 +80,40 @@ def _compare_outputs(job: Job, loaded: Loaded) -> float:
                 f"--dynamic_batch: the network computes with its batch size, so as {job.file_format} "
                 "it runs with no other; choose one with --batch_size"
             ) from None
-        if found.shape != expected.shape:
-            raise UserError(f"{path}: returns {found.shape} where the network returns {expected.shape}")
-        difference = max(difference, float(np.abs(found - expected).max()))
-        largest = max(largest, float(np.abs(expected).max()))
+        shapes, wanted = ([one.shape for one in arrays] for arrays in (found, expected))
+        if shapes != wanted:
+            raise UserError(f"{path}: returns {shapes} where the network returns {wanted}")
+        found = task.aligned(found, expected)
+        differences = np.maximum(differences, [np.abs(a - np.float64(b)).max() for a, b in zip(found, expected)])
+        largest = np.maximum(largest, [np.abs(one).max() for one in expected])
         count += len(inputs)
         other_decisions += int(np.count_nonzero(task.decisions(found) != task.decisions(outputs)))
-    tolerance = row.absolute_tolerance + row.relative_tolerance * largest
-    if not difference <= tolerance:
-        raise UserError(f"{path}: its outputs differ from the network's by {difference:.3g}, more than {tolerance:.3g}")
+    for name, difference, tolerance in zip(
+        task.outputs, differences, row.absolute_tolerance + row.relative_tolerance * largest
+    ):
+        if not difference <= tolerance:
+            raise UserError(
+                f"{path}: its {name} differ from the network's by {difference:.3g}, more than {tolerance:.3g}"
+            )
     if other_decisions:
         raise UserError(f"{path}: its {task.decision} is not the network's for {other_decisions} of {count} images")
-    return difference
+    return float(differences.max())
 
 
-def _cases(job: Job) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _cases(job: Job) -> Iterator[tuple[np.ndarray, tuple[np.ndarray, ...]]]:
     """Batches of the file's inputs, and the network's outputs for them; of two sizes if the file takes any."""
     batch_size, count = job.options.batch_size, len(job.network_inputs)
     batches = [slice(start, start + batch_size) for start in range(0, count, batch_size)]
     if job.options.dynamic_batch:
         batches.append(slice(batch_size - 1 or 2))
     for batch in batches:
-        yield job.file_inputs[batch], job.network(ms.Tensor(job.network_inputs[batch])).asnumpy()
+        outputs = _arrays(job.network(ms.Tensor(job.network_inputs[batch])))
+        yield job.file_inputs[batch], tuple(output.asnumpy() for output in outputs)
+
+
+def _arrays(outputs: Any) -> tuple:
+    """One output or several, as a tuple."""
+    return tuple(outputs) if isinstance(outputs, (tuple, list)) else (outputs,)
 
 
 def _compare_weights(loaded: Loaded, layers: Iterable[MaskedLayer], path: Path) -> None:

@@ -19,7 +19,7 @@ from rpg_ms.models import create_model
 from rpg_ms.models.compiling import compile_graph, reason
 from rpg_ms.models.flops import try_image
 from rpg_ms.tasks.drawing import draw_line
-from rpg_ms.tasks.task import Batch
+from rpg_ms.tasks.task import Arrays, Batch
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -43,6 +43,7 @@ class Classification:
     """
 
     decision = "top-1 class"
+    outputs = ("outputs",)
 
     def __init__(self, config: Config, world: World, weights: Optional[str] = None) -> None:
         self.config = config
@@ -228,16 +229,21 @@ class Classification:
         normalisation = (self.dataset.mean, self.dataset.std) if normalize_input else None
         return _Deployed(network, normalisation, softmax)
 
-    def expected_outputs(self, outputs: np.ndarray, softmax: bool) -> np.ndarray:
+    def expected_outputs(self, outputs: Arrays, softmax: bool) -> Arrays:
         """Logits, or their probabilities."""
         if not softmax:
             return outputs
-        powers = np.exp(np.float64(outputs) - outputs.max(1, keepdims=True))
-        return powers / powers.sum(1, keepdims=True)
+        (logits,) = outputs
+        powers = np.exp(np.float64(logits) - logits.max(1, keepdims=True))
+        return (powers / powers.sum(1, keepdims=True),)
 
-    def decisions(self, outputs: np.ndarray) -> np.ndarray:
+    def aligned(self, found: Arrays, expected: Arrays) -> Arrays:
+        """The outputs themselves: classes have their order."""
+        return found
+
+    def decisions(self, outputs: Arrays) -> np.ndarray:
         """Each image's class."""
-        return outputs.argmax(1)
+        return outputs[0].argmax(1)
 
     def about(self) -> dict[str, Any]:
         """What the network is, as plain values."""

@@ -21,7 +21,7 @@ from rpg_ms.models.compiling import compile_graph
 from rpg_ms.models.detection import DetectionLoss, DetectionSettings, create_detector
 from rpg_ms.tasks.average_precision import AveragePrecision, Found, found_objects
 from rpg_ms.tasks.drawing import draw_objects
-from rpg_ms.tasks.task import Batch
+from rpg_ms.tasks.task import Arrays, Batch
 
 if TYPE_CHECKING:
     from rpg_ms.config import Config
@@ -51,6 +51,7 @@ class Detection:
         self.config = config
         self.world = world
         self.masks = config.model.masks
+        self.outputs = ("boxes", "scores", "labels", "masks") if self.masks else ("boxes", "scores", "labels")
         self.dataset = DetectionDataset(config.data, self.masks, config.seed)
         self.input_shape = (3, self.dataset.size, self.dataset.size)
         self._inference: Optional[_Inference] = None
@@ -239,14 +240,38 @@ class Detection:
         row = self.dataset.row
         return _Deployed(network, (row.mean, row.std) if normalize_input else None)
 
-    def expected_outputs(self, outputs: Any, softmax: bool) -> Any:
-        """The outputs themselves."""
-        return outputs
+    def expected_outputs(self, outputs: Arrays, softmax: bool) -> Arrays:
+        """The outputs, with zeros in the rows that are padding."""
+        padding = outputs[1] == 0
+        return tuple(np.where(padding.reshape(*padding.shape, *[1] * (one.ndim - 2)), 0, one) for one in outputs)
 
-    def decisions(self, outputs: Any) -> np.ndarray:
+    def aligned(self, found: Arrays, expected: Arrays) -> Arrays:
+        """Each detection in the row of the one of its class that is nearest to it: of two with nearly the same score
+        another runtime may say the other one first. What has no counterpart stands in rows that are padding.
+        """
+        (boxes, scores, labels), (wanted_boxes, wanted_scores, wanted_labels) = found[:3], expected[:3]
+        aligned = tuple(np.zeros_like(one) for one in found)
+        for image in range(len(boxes)):
+            free = np.flatnonzero(scores[image] > 0).tolist()
+            rows = np.flatnonzero(wanted_scores[image] > 0).tolist()
+            pairs = []
+            for row in rows:
+                same = [i for i in free if labels[image, i] == wanted_labels[image, row]]
+                if same:
+                    distance = np.abs(boxes[image, same] - wanted_boxes[image, row]).max(1)
+                    pairs.append((row, same[int(distance.argmin())]))
+                    free.remove(pairs[-1][1])
+            taken = {row for row, _ in pairs}
+            pairs += zip([row for row in range(boxes.shape[1]) if row not in taken], free)
+            for row, i in pairs:
+                for to, one in zip(aligned, found):
+                    to[image, row] = one[image, i]
+        return aligned
+
+    def decisions(self, outputs: Arrays) -> np.ndarray:
         """Each detection's class, `[count, d]`; 0 is padding."""
         _, scores, labels, *_ = outputs
-        return np.where(np.asarray(scores) > 0, labels, 0)
+        return np.where(scores > 0, labels, 0)
 
     def about(self) -> dict[str, Any]:
         """What the network is, as plain values."""
@@ -315,4 +340,7 @@ class _Deployed(nn.Cell):
     def construct(self, images: ms.Tensor) -> tuple[ms.Tensor, ...]:
         if self.normalize_input:
             images = (images / 255 - self.mean) / self.std
-        return self.network(images)
+        made = ()
+        for output in self.network(images):  # nodes of their own: in ONNX an output can be nothing else besides
+            made += (output.reshape(output.shape),)
+        return made

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rpg_ms.config import Config
 
 Batch = dict[str, ms.Tensor]  # named arrays, each with the batch first
+Arrays = tuple[np.ndarray, ...]  # of the outputs of a network, in their order
 
 
 class Task(Protocol):
@@ -23,12 +24,14 @@ class Task(Protocol):
     Attributes:
         config: `rpg_ms.config.Config`.
         decision: what `decisions` are called, such as "top-1 class".
+        outputs: names of the network's outputs.
         input_shape: shape of one input of the network, without the batch.
         steps_per_epoch: training steps in one pass over the training data of all processes.
     """
 
     config: Config
     decision: str
+    outputs: tuple[str, ...]
     input_shape: tuple[int, ...]
     steps_per_epoch: int
 
@@ -65,10 +68,13 @@ class Task(Protocol):
     def deployed(self, network: nn.Cell, normalize_input: bool, softmax: bool) -> nn.Cell:
         """The network as it is exported."""
 
-    def expected_outputs(self, outputs: np.ndarray, softmax: bool) -> np.ndarray:
+    def expected_outputs(self, outputs: Arrays, softmax: bool) -> Arrays:
         """What an exported network should return where the network returns `outputs`."""
 
-    def decisions(self, outputs: np.ndarray) -> np.ndarray:
+    def aligned(self, found: Arrays, expected: Arrays) -> Arrays:
+        """An exported network's outputs in the order of those expected, if they have none of their own."""
+
+    def decisions(self, outputs: Arrays) -> np.ndarray:
         """What is decided by the outputs, exactly the same before and after an export, such as each image's class."""
 
     def about(self) -> dict[str, Any]:
