@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, Optional, Union
 
 import mindspore as ms
@@ -81,10 +81,10 @@ def _write(job: Job, used: Sequence[MaskedLayer]) -> tuple[dict[str, Any], dict[
     sidecar = job.path.with_name(f"{job.path.name}.json")
     job.path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(job.path) as written:
-        _function(job.row.write)(job, written)
+        resolve_name(job.row.write)(job, written)
         verified = {"max_abs_difference": None}
         if job.row.load is not None:
-            verified = verify(job, _function(job.row.load)(job, written), used)
+            verified = verify(job, resolve_name(job.row.load)(job, written), used)
         described = _described(job, written)
         if job.row.computes:
             sidecar.unlink(missing_ok=True)  # never one beside a file that it does not describe
@@ -93,12 +93,6 @@ def _write(job: Job, used: Sequence[MaskedLayer]) -> tuple[dict[str, Any], dict[
             content = {**described, "file": job.path.name, **job.task.names()}
             written.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return described, verified
-
-
-def _function(place: str) -> Callable[..., Any]:
-    """The function that a row of `FORMATS` names."""
-    module, _, name = place.partition(":")
-    return getattr(importlib.import_module(module), name)
 
 
 def _described(job: Job, written: Path) -> dict[str, Any]:

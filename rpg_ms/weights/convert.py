@@ -64,7 +64,8 @@ def write_weights(path: Union[str, os.PathLike], network: nn.Cell) -> None:
             if path.suffix == ".safetensors":
                 save_file(to_pytorch(network), str(temporary), {"format": "pt"})
             else:
-                ms.save_checkpoint(network, str(temporary), choice_func=lambda name: not name.endswith(MASK))
+                entries = [{"name": p.name, "data": p} for p in network.get_parameters() if not p.name.endswith(MASK)]
+                ms.save_checkpoint(entries, str(temporary))
                 temporary.chmod(0o644)  # MindSpore makes it read-only, and it is to be flushed to disk
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise UserError(f"{path}: cannot be written: {one_line(str(error))}") from None
@@ -89,13 +90,13 @@ def load_weights(
     does not set, as `allow` lets it, is named in a warning.
 
     Args:
-        path: file, as `read_weights` takes it; its names are MindSpore's or PyTorch's, whichever fit better, with or
+        path: file, as `read_file` takes it; its names are MindSpore's or PyTorch's, whichever fit better, with or
             without those of PyTorch's wrappers and a prefix, which is looked for.
         network: the network, not compiled yet.
         sparsified: its `Sparsified`.
         allow: patterns with shell wildcards for the names, on either side, of what may be unused, missing or
             of another shape; the network keeps its own values there.
-        entry: see `read_weights`.
+        entry: see `read_file`.
         prefix: take only what has this prefix, "encoder_q" say, and without it; None to find it.
         keys: where the user states these, "model.pretrained_{}" say, for the messages.
 

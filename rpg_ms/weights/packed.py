@@ -215,11 +215,7 @@ def read_header(path: Union[str, PathLike]) -> Header:
 
 
 def read_packed(path: Union[str, PathLike], largest: int = LARGEST) -> tuple[Header, Arrays]:
-    """`unpack` of a file.
-
-    Raises:
-        UserError: it cannot be read, or is not a whole packed network of at most `largest` weights.
-    """
+    """`unpack` of a file; a UserError says that it cannot be read, or is no whole packed network so large at most."""
     try:
         with open(path, "rb") as file:
             return unpack(file.read(), largest)
@@ -232,14 +228,8 @@ def read_packed(path: Union[str, PathLike], largest: int = LARGEST) -> tuple[Hea
 def unpack(content: bytes, largest: int = LARGEST) -> tuple[Header, Arrays]:
     """The parameters in a packed file: `(Header, {name: array})`, masks included, as `pack` took them.
 
-    Nothing is allocated for what the content only announces until it has been found to be what was written.
-
-    Args:
-        content: the file's bytes.
-        largest: how many weights, at most, it may hold once unpacked.
-
-    Raises:
-        ValueError: damaged, of another version, or larger than that.
+    Nothing is allocated for what the content only announces until it has been found to be what was written. A
+    ValueError refuses what is damaged, of another version, or of more than `largest` weights once unpacked.
     """
     tensors = dict(safetensors.deserialize(content))
     header = _parse_header(_json_header(content))
