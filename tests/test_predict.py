@@ -7,7 +7,7 @@ from PIL import Image
 
 from doors import door, refused
 from rpg_ms.commands.predict import earlier_files, image_files, picture_names
-from rpg_ms.config import Config, DataConfig
+from rpg_ms.config import Config, DataConfig, TrainConfig
 from rpg_ms.errors import UserError
 from rpg_ms.tasks import create_task
 from rpg_ms.training.distributed import ALONE
@@ -55,7 +55,7 @@ def test_an_image_that_cannot_be_read_ends_it_before_anything_is_written(tmp_pat
 
 def test_the_classes_of_a_picture_of_any_size():
     """Of the dataset's own images the prediction is that of its test images."""
-    task = create_task(Config(data=DataConfig(limit=8)), ALONE)
+    task = create_task(Config(data=DataConfig(limit=8), train=TrainConfig(batch_size=8)), ALONE)
     ms.set_seed(0)
     network = task.network().set_train(False)
     outputs = network(ms.Tensor(task.inputs(3))).asnumpy()
