@@ -86,9 +86,6 @@ def _mixed_precision(network: nn.Cell, level: str) -> nn.Cell:
     folder = tempfile.TemporaryDirectory(prefix="rpg_ms-")
     atexit.register(folder.cleanup)
     with working_folder(folder.name):
-        if hasattr(network, "convert_parts"):  # a detector, whose boxes must stay float32
-            network.convert_parts(lambda part: amp.auto_mixed_precision(part, level))
-            return network
         return amp.auto_mixed_precision(network, level)
 
 
