@@ -85,7 +85,7 @@ def _mismatch(kind: str, value: Any, schema: dict) -> str:
 
 def _schema_at(loc: tuple[Any, ...]) -> dict:
     schema = SCHEMAS[tuple(part for part in loc if isinstance(part, str))]
-    return schema["items"] if isinstance(loc[-1], int) else schema
+    return _without_null(schema)[0]["items"] if isinstance(loc[-1], int) else schema
 
 
 def _wanted(schema: dict) -> str:

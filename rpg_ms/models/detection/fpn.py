@@ -60,7 +60,7 @@ class FeaturePyramid(nn.Cell):
         inner = self.inner_blocks[last](stages[last])
         levels = [self.layer_blocks[last](inner)]
         for i in range(last - 1, -1, -1):
-            inner = self.inner_blocks[i](stages[i]) + ops.interpolate(inner, size=stages[i].shape[2:], mode="nearest")
+            inner = self.inner_blocks[i](stages[i]) + ops.ResizeNearestNeighbor(stages[i].shape[2:])(inner)
             levels.append(self.layer_blocks[i](inner))
         levels = levels[::-1]
         levels.append(self.halve(levels[last]))

@@ -145,7 +145,7 @@ class RoIHeads(nn.Cell):
             ops.zeros_like(scores),
         )
         objects = self.classes - 1
-        score, index = ops.topk(scores.reshape(batch, count * objects), min(CANDIDATES, count * objects))
+        score, index = ops.TopK()(scores.reshape(batch, count * objects), min(CANDIDATES, count * objects))
         proposal = ops.floor_divide(index, objects)
         label = index - proposal * objects + 1
         boxes = decode(take(deltas, proposal * self.classes + label), take(proposals, proposal), WEIGHTS)
@@ -156,7 +156,7 @@ class RoIHeads(nn.Cell):
         shifted = boxes + ops.expand_dims(label.astype(ms.float32), -1) * (self.image_size + 1)
         stays = ops.stack([suppress(shifted[i], OVERLAP) for i in range(batch)])
         score = score * ops.logical_and(stays, fits).astype(ms.float32)
-        score, index = ops.topk(score, min(self.detections, score.shape[1]))
+        score, index = ops.TopK()(score, min(self.detections, score.shape[1]))
         is_detection = (score > 0).astype(ms.int32)
         boxes = take(boxes, index) * ops.expand_dims(is_detection, -1).astype(ms.float32)
         labels = ops.gather_elements(label, 1, index) * is_detection

@@ -62,7 +62,7 @@ def sample(
     """
     count = min(count, keys.shape[1])
     ranked = positive.astype(ms.float32) * (1 + keys)
-    bar = ops.topk(ranked, min(most_positive, count))[0][:, -1:]  # 0 if all of them are taken
+    bar = ops.TopK()(ranked, min(most_positive, count))[0][:, -1:]  # 0 if all of them are taken
     chosen = ops.logical_and(positive, ranked >= bar).astype(ms.float32)
-    value, index = ops.topk(chosen * (3 + keys) + negative.astype(ms.float32) * (1 + keys), count)
+    value, index = ops.TopK()(chosen * (3 + keys) + negative.astype(ms.float32) * (1 + keys), count)
     return index, value >= 3, value > 0

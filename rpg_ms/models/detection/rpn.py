@@ -98,7 +98,7 @@ class RegionProposalNetwork(nn.Cell):
         for i, anchors in enumerate(self.anchors):
             logit = ops.stop_gradient(logits[i])
             logit = ops.select(ops.isnan(logit), ops.full_like(logit, LOWEST), logit)
-            score, index = ops.topk(logit, self.most[i])
+            score, index = ops.TopK()(logit, self.most[i])
             box = decode(take(ops.stop_gradient(deltas[i]), index), ops.gather(anchors, index, 0), WEIGHTS)
             box = clip(box, valid)
             large = at_least(box, SMALLEST)
@@ -106,7 +106,7 @@ class RegionProposalNetwork(nn.Cell):
             stays = ops.stack([suppress(box[j], OVERLAP) for j in range(box.shape[0])])
             boxes.append(box)
             scores.append(ops.select(ops.logical_and(stays, large), score, ops.full_like(score, LOWEST)))
-        score, index = ops.topk(ops.concat(scores, 1), self.proposals)
+        score, index = ops.TopK()(ops.concat(scores, 1), self.proposals)
         found = score > LOWEST
         box = take(ops.concat(boxes, 1), index) * ops.expand_dims(found, -1).astype(ms.float32)
         return ops.stop_gradient(box), found
