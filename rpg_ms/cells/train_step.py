@@ -18,7 +18,7 @@ from rpg_ms.cells.average import WeightAverage
 from rpg_ms.cells.gradients import InPieces, TaskGradients
 from rpg_ms.cells.masked import MaskedLayer, set_topology
 from rpg_ms.cells.optimizer_step import ApplyGradients, MaskState, ResetState, optimizer_state
-from rpg_ms.cells.rank_term import RankTerm, add_rank
+from rpg_ms.cells.rank_term import RankTerm, add_rank, mix
 from rpg_ms.cells.sink import SunkSteps
 from rpg_ms.cells.soft_threshold import SoftThreshold
 from rpg_ms.errors import NotFinite
@@ -194,7 +194,7 @@ class SparseTrainStep(nn.Cell):
         """Make an update that is still waiting for a finite gradient, without regrowth: the target is met."""
         self.record = None
         if self.pruner is not None and self.pruner.pending:
-            self._update_topology(self.step_number, None, None)
+            self._update_topology(self.step_number, None, None, None)
 
     def _is_update(self, step: int) -> bool:
         return self.pruner is not None and self.pruner.is_due(step)
@@ -215,26 +215,37 @@ class SparseTrainStep(nn.Cell):
             self.pruner.postpone()
             self.apply_gradients(finite, *gradients)  # lowers the loss scale
             return loss
-        rank = None
+        rank = task = dense = None
+        ranked = self.pruner.needs_gradient(step)
         if self.rank_term is not None:
+            task = [gradients[i].asnumpy() for i in self.gradient_of] if ranked else None
             *rank, rank_gradients = self.rank_term()
-            gradients = add_rank(gradients, rank_gradients, self.rank_of)
-        dense = [gradients[i].asnumpy() for i in self.gradient_of] if self.pruner.needs_gradient(step) else None
-        self._update_topology(step, dense, rank)
+            if self.rank_term.share is None:
+                gradients = add_rank(gradients, rank_gradients, self.rank_of)
+            elif ranked:
+                of = [self.rank_of[i] for i in self.gradient_of]
+                share = self.rank_term.share
+                dense = [one if r < 0 else mix(one, rank_gradients[r].asnumpy(), share) for one, r in zip(task, of)]
+        if ranked and dense is None:
+            dense = [gradients[i].asnumpy() for i in self.gradient_of]
+        self._update_topology(step, dense, rank, task)
         if self.pruner.optimizer_rests:  # its learning-rate schedule does not
             ops.assign_add(self.optimizer.global_step, ms.Tensor([1], ms.int32))
         else:
             self.apply_gradients(finite, *gradients)
         return loss
 
-    def _update_topology(self, step: int, dense: Optional[list[np.ndarray]], rank: Optional[list]) -> None:
+    def _update_topology(
+        self, step: int, dense: Optional[list[np.ndarray]], rank: Optional[list], task: Optional[list[np.ndarray]]
+    ) -> None:
         """Let the pruner decide about the masks, and put them in place."""
         parameters = self.soft_threshold.latents if self.soft_threshold else [layer.weight for layer in self.layers]
         weights = [parameter.asnumpy() for parameter in parameters]
         for layer, weight, gradient in zip(self.layers, weights, dense or weights):
             if not (np.isfinite(weight).all() and np.isfinite(gradient).all()):
                 raise NotFinite(f"a weight or gradient of {layer.name} is not finite", step)
-        update = self.pruner.update(step, weights, [layer.mask.asnumpy().copy() for layer in self.layers], dense)
+        masks = [layer.mask.asnumpy().copy() for layer in self.layers]
+        update = self.pruner.update(step, weights, masks, dense, task)
         if self.soft_threshold:
             self.soft_threshold.set_masks(update.masks, self.pruner.method.allocation == "global")
         else:

@@ -204,6 +204,13 @@ class RankConfig(Group):
     lambda_: Optional[float] = Field(
         None, alias="lambda", ge=0, description="Weight of the rank term in the loss (λ); null: the method's."
     )
+    share: Optional[float] = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="The rank term's share in the score of regrowth, each layer's gradients at unit norm, in place of "
+        "lambda; null: the method's.",
+    )
     delta: Optional[Fraction] = Field(
         None, description="Error budget (δ), share of the squared norm; null: the method's."
     )
@@ -214,6 +221,17 @@ class RankConfig(Group):
         "auto", description="How the rank term is computed; auto: gram on CPU, matmul elsewhere."
     )
     include_dense: bool = Field(False, description="Whether the rank term takes dense layers as well.")
+
+
+class DistillConfig(Group):
+    weight: float = Field(
+        0.0, ge=0, le=1, description="Share of the loss that is divergence from a teacher's outputs; 0: no teacher."
+    )
+    temperature: float = Field(4.0, gt=0, le=1000, description="Both outputs are divided by it, ratio.")
+    teacher: Optional[UserPath] = Field(
+        None, description="The teacher's weights; null: model.pretrained, where training starts."
+    )
+    model: Optional[Text] = Field(None, description="The teacher's network; null: model.name.")
 
 
 class CheckpointConfig(Group):
@@ -235,6 +253,7 @@ class Config(Group):
     schedule: ScheduleConfig = ScheduleConfig()
     pruning: PruningConfig = PruningConfig()
     rank: RankConfig = RankConfig()
+    distill: DistillConfig = DistillConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     seed: int = Field(0, ge=0, le=2**32 - 1, description="Seed of all random numbers.")
     device_target: Literal["auto", "CPU", "GPU", "Ascend"] = Field(
@@ -281,6 +300,7 @@ METHOD_KEYS: dict[str, tuple[str, str]] = {
         )
     },
     "rank_lambda": ("rank", "lambda_"),
+    "rank_share": ("rank", "share"),
     "rank_delta": ("rank", "delta"),
     "clip_norm": ("train", "clip_norm"),
 }

@@ -162,6 +162,12 @@ def _check_method(config: Config, sources: Sources, file_name: str) -> None:
             f"{pruning.warmup_updates} must be 0 for {pruning.method}, whose masks have the target density "
             f"from the first step (pruning.start: {pruning.start})"
         )
+    if config.rank.share is not None and config.rank.every == "step":
+        place = sources.get(("rank", "share"), sources.get(("rank", "every"), file_name))
+        raise UserError(
+            f"{place}: rank.share: {config.rank.share:g} mixes gradients for regrowth, which is at updates; rank.every "
+            "must be update, not step"
+        )
     if pruning.prune_until > pruning.freeze_after:
         raise UserError(
             f"{source('method', 'prune_until', 'freeze_after')}: pruning.prune_until: {pruning.prune_until} "

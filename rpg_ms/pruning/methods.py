@@ -42,6 +42,8 @@ class Method:
         prune_until: T_prune, when the target density is reached, as a fraction of all steps.
         freeze_after: T_end, the end of topology updates, as a fraction of all steps.
         rank_lambda: λ, weight of the adversarial rank term, at least 0; 0 leaves it out.
+        rank_share: the rank term's share in the score of regrowth, in [0, 1), in the place of λ: each layer's gradients
+            of task and rank term are brought to unit norm first. None for the published sum with λ.
         rank_delta: δ, error budget of the rank term, in (0, 1].
         clip_norm: largest global norm of the gradient, above 0; None for any.
 
@@ -61,6 +63,7 @@ class Method:
     prune_until: float = 0.8
     freeze_after: float = 0.9
     rank_lambda: float = 0.0
+    rank_share: Optional[float] = None
     rank_delta: float = 0.1
     clip_norm: Optional[float] = None
 
@@ -101,6 +104,8 @@ class Method:
             raise ValueError(f"pruning.drop: {self.drop}; a soft threshold cuts by magnitude")
         if not self.rank_lambda >= 0:
             raise ValueError(f"rank.lambda: {self.rank_lambda} is negative")
+        if self.rank_share is not None and not 0 <= self.rank_share < 1:
+            raise ValueError(f"rank.share: {self.rank_share} is not in [0, 1)")
         if not 0 < self.rank_delta <= 1:
             raise ValueError(f"rank.delta: {self.rank_delta} is not in (0, 1]")
         if self.clip_norm is not None and not self.clip_norm > 0:

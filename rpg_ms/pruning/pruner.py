@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
@@ -29,6 +30,7 @@ class TopologyRecord:
     layer_nonzero: list[int] = field(repr=False)
     ranks: list[int] = field(repr=False, default_factory=list)  # k of each layer in the rank term; empty without it
     rank_loss: float = 0.0
+    rank_decided: Optional[float] = None  # share of the regrown positions that the rank term decided; None without it
 
 
 @dataclass(frozen=True)
@@ -180,6 +182,7 @@ class Pruner:
         weights: Sequence[np.ndarray],
         masks: Sequence[np.ndarray],
         gradients: Optional[Sequence[np.ndarray]],
+        task_gradients: Optional[Sequence[np.ndarray]] = None,
     ) -> TopologyUpdate:
         """Draw the masks anew.
 
@@ -188,6 +191,8 @@ class Pruner:
             weights, masks: of each layer; the latent weights where the method has a soft threshold.
             gradients: the dense gradient of the objective in each weight; None where `needs_gradient` says so, or
                 for an update that waited until the end and has none: it keeps the largest weights and grows none.
+            task_gradients: those of the task alone, where a rank term has a part in `gradients`: the record then says
+                which share of the regrown positions would not have been grown by them.
 
         Raises:
             ValueError: a weight or gradient that is not finite, or counts that the layers cannot hold.
@@ -202,6 +207,12 @@ class Pruner:
         counts = self._counts(drop, density)
         grow = None if fraction == 0 else self._scores(self.method.grow, weights, gradients, [self.seed, step])
         new_weights, new_masks = map(list, zip(*update_topology(weights, grow, counts, fraction, drop)))
+        decided = None
+        if grow is not None and task_gradients is not None and SCORES[self.method.grow].needs_gradient:
+            alone = self._scores(self.method.grow, weights, task_gradients, [self.seed, step])
+            others = [mask for _, mask in update_topology(weights, alone, counts, fraction, drop)]
+            regrown = sum(math.floor(fraction * count) for count in counts)
+            decided = _count(new & ~other for new, other in zip(new_masks, others)) / max(regrown, 1)
         self.pending = False
         nonzero = int(sum(counts))
         return TopologyUpdate(
@@ -215,6 +226,7 @@ class Pruner:
                 drop_fraction=fraction,
                 grown=sum(int(np.count_nonzero(new & ~old)) for new, old in zip(new_masks, masks)),
                 layer_nonzero=[int(count) for count in counts],
+                rank_decided=decided,
             ),
         )
 
@@ -245,5 +257,5 @@ class Pruner:
         self.pending = state["pending"]
 
 
-def _count(masks: Sequence[np.ndarray]) -> int:
+def _count(masks: Iterable[np.ndarray]) -> int:
     return sum(int(np.count_nonzero(mask)) for mask in masks)

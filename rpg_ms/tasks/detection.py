@@ -45,6 +45,7 @@ class Detection:
     """
 
     decision = "detected objects"
+    teacher = None
 
     def __init__(self, config: Config, world: World, weights: Optional[str] = None) -> None:
         mask_functions()
@@ -90,8 +91,8 @@ class Detection:
 
     # -------------------------------------------------------------------------------------------- training
 
-    def network(self) -> nn.Cell:
-        """The network of `model.name`.
+    def network(self, name: Optional[str] = None) -> nn.Cell:
+        """The network of `model.name`, or another.
 
         Raises:
             UserError: an unknown network, or settings that do not fit it.
@@ -99,7 +100,11 @@ class Detection:
         model, detection = self.config.model, self.config.detection
         given = {name: value for name, value in detection.model_dump().items() if name != "scale_jitter"}
         network = create_detector(
-            model.name, self.classes, self.dataset.size, model.width, DetectionSettings(masks=self.masks, **given)
+            name or model.name,
+            self.classes,
+            self.dataset.size,
+            model.width,
+            DetectionSettings(masks=self.masks, **given),
         )
         self._keys = network.keys
         return network

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Optional, Protocol
 
 import mindspore as ms
 import numpy as np
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from rpg_ms.config import Config
+    from rpg_ms.training.teacher import Teacher
 
 Batch = dict[str, ms.Tensor]  # named arrays, each with the batch first
 Arrays = tuple[np.ndarray, ...]  # of the outputs of a network, in their order
@@ -27,6 +28,7 @@ class Task(Protocol):
         outputs: names of the network's outputs.
         input_shape: shape of one input of the network, without the batch.
         steps_per_epoch: training steps in one pass over the training data of all processes.
+        teacher: what is learnt from besides the data, or None.
     """
 
     config: Config
@@ -34,9 +36,10 @@ class Task(Protocol):
     outputs: tuple[str, ...]
     input_shape: tuple[int, ...]
     steps_per_epoch: int
+    teacher: Optional[Teacher]
 
-    def network(self) -> nn.Cell:
-        """A fresh network, which fits the data; UserError if it does not."""
+    def network(self, name: Optional[str] = None) -> nn.Cell:
+        """A fresh network, of `model.name` or another, which fits the data; UserError if it does not."""
 
     def train_batches(self, first_step: int, last_step: int) -> Iterator[Batch]:
         """This process's batches of the steps `first_step + 1 .. last_step`."""

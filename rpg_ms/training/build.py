@@ -27,7 +27,7 @@ from rpg_ms.errors import UserError
 from rpg_ms.files import working_folder
 from rpg_ms.models.compiling import compile_graph
 from rpg_ms.models.detection import MaskRCNN
-from rpg_ms.pruning import Pruner
+from rpg_ms.pruning import SCORES, Pruner
 from rpg_ms.weights import load_weights
 
 if TYPE_CHECKING:
@@ -216,22 +216,29 @@ def build_pruner(config: Config, layers: Sequence[MaskedLayer], total_steps: int
 def build_rank_term(
     rank: RankConfig, layers: Sequence[MaskedLayer], device: str, reduce: Optional[nn.Cell]
 ) -> Optional[RankTerm]:
-    """The RankTerm of a `RankConfig`, or None: lambda is 0, or no layer takes part."""
+    """The RankTerm of a `RankConfig`, or None: lambda or the share is 0, or no layer takes part."""
     members = [layer for layer in layers if rank.include_dense or layer.kind == "conv"]
-    if rank.lambda_ == 0 or not members:
+    weight = rank.lambda_ if rank.share is None else float(rank.share > 0)  # a share is brought to unit norm anyway
+    if weight == 0 or not members:
         return None
-    return RankTerm(members, rank.lambda_, rank.delta, rank_backend(rank.backend, device), rank.every, reduce)
+    backend = rank_backend(rank.backend, device)
+    return RankTerm(members, weight, rank.delta, backend, rank.every, reduce, rank.share)
 
 
 def idle_rank_term(config: Config, step: SparseTrainStep) -> Optional[str]:
     """Why the rank term that a configuration asks for changes nothing, in one line, or None."""
-    given = f"rank.lambda: {config.rank.lambda_:g} changes nothing, as"
-    if config.rank.lambda_ > 0 and step.rank_term is None:
+    rank = config.rank
+    name, value = ("lambda", rank.lambda_) if rank.share is None else ("share", rank.share)
+    given = f"rank.{name}: {value:g} changes nothing, as"
+    if value > 0 and step.rank_term is None:
         return (
             f"{given} {config.model.name} has no convolution to prune; rank.include_dense=true takes dense layers into "
             "the term"
         )
-    if step.rank_term is not None and not step.rank_term.drives_weights and not step.pruner.takes_gradient:
+    method, takes = step.pruner.method, step.pruner.takes_gradient
+    if rank.share is not None:  # a share acts on regrowth alone
+        takes = method.alpha > 0 and SCORES[method.grow].needs_gradient
+    if step.rank_term is not None and not step.rank_term.drives_weights and not takes:
         return (
             f"{given} pruning.method={config.pruning.method} has no update that takes up its gradient; "
             "rank.every=step lets the term drive the weights"
@@ -240,7 +247,8 @@ def idle_rank_term(config: Config, step: SparseTrainStep) -> Optional[str]:
 
 
 def compile_step(config: Config, task: Task, network: nn.Cell, step: SparseTrainStep) -> None:
-    """Compile in graph mode the training step, without running it, and the evaluation; the network is left to train.
+    """Compile in graph mode the training step, without running it, the evaluation and a teacher; the network is left
+    to train.
 
     It is the step between topology updates; the graphs at updates are pieces of it.
 
@@ -254,6 +262,8 @@ def compile_step(config: Config, task: Task, network: nn.Cell, step: SparseTrain
         cell, arrays = step.sunk_steps, [np.stack([array] * step.sink_size) for array in arrays]
     compile_graph(cell, arrays, network, config.model.name, "training step")
     task.compile_evaluation(network)
+    if task.teacher:
+        task.teacher.compile(next(iter(task.zero_batch(config.train.batch_size).values())))
     step.set_train()
 
 

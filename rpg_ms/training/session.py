@@ -33,6 +33,7 @@ class Progress:
     Args:
         model, split: what is trained, and the keys that say which training images are held out.
         total_steps, world_size: the run's length, and how many processes it has.
+        teacher: SHA-256 of the file of weights that a teacher has, or None.
         step, seconds: steps made and seconds spent on them.
         metrics_length: bytes of metrics.jsonl by then.
         figures: those of the last evaluation.
@@ -43,6 +44,7 @@ class Progress:
     split: dict[str, Any]
     total_steps: int
     world_size: int
+    teacher: Optional[str] = None
     step: int = 0
     seconds: float = 0.0
     metrics_length: int = 0
@@ -95,7 +97,8 @@ class Session:
         if self.step > 0:
             tqdm.write(f"going on after step {self.step} of {self.total}")
         else:
-            folder.log("start", **self._counts())  # not all 1: weights to start from may be pruned
+            taught = {"teacher": self.progress.teacher} if self.progress.teacher else {}
+            folder.log("start", **self._counts(), **taught)  # not all 1: weights to start from may be pruned
         self._warn_of_floors([int(np.count_nonzero(layer.mask.asnumpy())) for layer in sparsified.layers])
         self._started = time.monotonic() - self.progress.seconds
 
@@ -107,7 +110,8 @@ class Session:
     # -------------------------------------------------------------------------------------- from a checkpoint
 
     def _restore(self) -> Progress:
-        fresh = Progress(self.config.model.name, split_of(self.config), self.total, self.world.size)
+        teacher = self.task.teacher.sha256() if self.task.teacher else None
+        fresh = Progress(self.config.model.name, split_of(self.config), self.total, self.world.size, teacher)
         names = [one.name for one in fields(Progress)]
         state = self.checkpoints.restore(self.network, self.step_cell, tqdm.write, names)
         progress = fresh
@@ -115,6 +119,11 @@ class Session:
             progress = Progress(**{name: state[name] for name in names})
             if not self.folder.allow_changes:
                 self._check_same_run(progress)
+                if progress.teacher != teacher:
+                    raise UserError(
+                        f"distill.teacher: {self.task.teacher.path} is not the file that the run began with, which "
+                        "changes the result; --allow_changes goes on all the same"
+                    )
         if self.step > self.total:
             raise UserError(f"{self.folder.path}: the run is at step {self.step}, beyond the last, {self.total}")
         if self.step > 0:
@@ -123,7 +132,7 @@ class Session:
             progress = replace(progress, best=None, best_step=None)
         self.world.check_same(self.step, f"{self.folder.path}: the ranks go on after different steps")
         self.world.check_equal(self.network, self.step)
-        return replace(progress, total_steps=self.total, world_size=self.world.size, split=fresh.split)
+        return replace(progress, total_steps=self.total, world_size=self.world.size, split=fresh.split, teacher=teacher)
 
     def _check_same_run(self, earlier: Progress) -> None:
         for what, was, now in (
