@@ -42,6 +42,7 @@ class Plan:
         reach: as a `Builder` has it.
         starts: where in the arena each operation's first plane is, floats.
         offsets: int64, of each plane; in the input for its planes.
+        strides: int64, from one row of each plane to the next.
         arena: floats.
     """
 
@@ -51,11 +52,8 @@ class Plan:
     reach: dict[Space, tuple[Reach, Reach]]
     starts: dict[Operation, int]
     offsets: np.ndarray
+    strides: np.ndarray
     arena: int
-
-    def writer(self, plane: int) -> Operation:
-        """The operation that writes a plane."""
-        return next(op for op in self.operations if len(op.outputs) and op.outputs[0] <= plane <= op.outputs[-1])
 
     @property
     def macs(self) -> int:
@@ -77,13 +75,15 @@ def plan(builder: Builder, output: Value) -> Plan:
     shapes = {op.space: _shape(op.space, builder.reach) for op in operations}
     shapes[POINT] = Shape(POINT, 1, 1, 0, 0)
     starts, arena = _placed(operations, planes, shapes, len(builder.planes))
-    offsets = np.full(len(builder.planes), -1, np.int64)
+    offsets, strides = np.full((2, len(builder.planes)), -1, np.int64)
     for operation in operations:
-        step = shapes[operation.space].plane
+        shape = shapes[operation.space]
+        step, stride = shape.plane, shape.stride
         if isinstance(operation, Input):
-            step = operation.space[0] * operation.space[1]
+            step, stride = operation.space[0] * operation.space[1], operation.space[1]
         offsets[operation.outputs] = starts[operation] + step * np.arange(len(operation.outputs))
-    return Plan(operations, output, shapes, builder.reach, starts, offsets, arena)
+        strides[operation.outputs] = stride
+    return Plan(operations, output, shapes, builder.reach, starts, offsets, strides, arena)
 
 
 def _read(operations: list[Operation], outputs: np.ndarray, count: int) -> list[Operation]:

@@ -93,11 +93,7 @@ def _counts(index: np.ndarray, count: int) -> np.ndarray:
 
 
 def _rows(result: Program, plan: Plan, rows: Rows, value_type: str) -> str:
-    offset = np.zeros(len(rows.row), np.int64)
-    for operation in {plan.writer(p) for p in np.unique(rows.plane)}:
-        inside = np.isin(rows.plane, operation.outputs)
-        stride = plan.shapes[operation.space].stride
-        offset[inside] = plan.offsets[rows.plane[inside]] + rows.down[inside] * stride + rows.right[inside]
+    offset = plan.offsets[rows.plane] + rows.down * plan.strides[rows.plane] + rows.right
     order = np.lexsort((offset, rows.row))
     row, offset, weight, packed = rows.row[order], offset[order], rows.weight[order], rows.packed[order]
     row, offset, weight, packed = _merged(row, offset, weight, packed)
@@ -218,8 +214,10 @@ def _plane_by_plane(result: Program, plan: Plan, op: PlaneByPlane) -> str:
 
 
 def _phase(result: Program, plan: Plan, op: PlaneByPlane) -> str:
-    outside = isinstance(plan.writer(op.sources[0, 0]), Input)
-    stride = op.source[1] if outside else plan.shapes[op.source].stride
+    outside, stride = (
+        isinstance(plan.operations[0], Input) and op.sources[0, 0] in plan.operations[0].outputs,
+        plan.strides[op.sources[0, 0]],
+    )
     table = result.table((plan.offsets[op.sources[0]] + op.start[0] * stride + op.start[1]).astype(np.int32))
     held = []
     for axis in range(2):
