@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rpg_ms.deploy.c.operations import (
+    LINEAR,
     POINT,
     SMALLEST,
     Activation,
@@ -116,7 +117,7 @@ class Builder:
     # Weighted sums
     # ----------------------------------------------------------------------------------------------------
 
-    def rows(self, linear: Linear, activation: Activation = Activation(), maximum: bool = False) -> Value:
+    def rows(self, linear: Linear, activation: Activation = LINEAR, maximum: bool = False) -> Value:
         """Compute a `Linear`; outputs without any entry become constants."""
         count = len(linear.bias)
         bias, scale, parts = linear.bias.copy(), np.ones(count), []
@@ -204,12 +205,13 @@ class Builder:
         """The phases of planes, computed at most once each."""
         wanted, inverse = np.unique(planes, return_inverse=True)
         missing = np.array([p for p in wanted if (p, space, stride, start, fill) not in self._phases], np.int64)
-        if len(missing):
-            operation = PlaneByPlane(
-                space, missing, True, "phase", missing[None], source, stride=stride, start=start, fill=fill
-            )
-            for plane, phase in zip(missing, self.add(operation, len(missing))):
-                self._phases[plane, space, stride, start, fill] = int(phase)
+        outside = np.array([isinstance(self.planes[p].operation, Input) for p in missing], bool)
+        for chosen in (missing[outside], missing[~outside]):  # an operation reads either the input or the arena
+            if len(chosen):
+                options = {"stride": stride, "start": start, "fill": fill}
+                operation = PlaneByPlane(space, chosen, True, "phase", chosen[None], source, **options)
+                for plane, phase in zip(chosen, self.add(operation, len(chosen))):
+                    self._phases[plane, space, stride, start, fill] = int(phase)
         return np.array([self._phases[p, space, stride, start, fill] for p in wanted], np.int64)[inverse]
 
 
@@ -219,7 +221,7 @@ def _rows(
     count: int,
     bias: np.ndarray,
     scale: np.ndarray = None,
-    activation: Activation = Activation(),
+    activation: Activation = LINEAR,
     maximum: bool = False,
 ) -> Rows:
     types = {"row": np.int32, "plane": np.int64, "down": np.int32, "right": np.int32, "weight": np.float32}

@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Optional
@@ -63,12 +62,9 @@ def run(folder: Path, library: Path) -> Callable[[np.ndarray], np.ndarray]:
     return outputs
 
 
-def load(folder: Path) -> Callable[[np.ndarray], np.ndarray]:
-    """`run` of a library for this machine, which is gone from the disk once it is loaded."""
-    with tempfile.TemporaryDirectory() as temporary:
-        library = Path(temporary) / "net.so"
-        try:
-            build(folder, library, "-march=native")
-        except UserError:
-            build(folder, library)
-        return run(folder, library)
+def build_here(folder: Path, library: Path) -> None:
+    """`build` for this machine's processor, or for any of its kind if the compiler cannot name it."""
+    try:
+        build(folder, library, "-march=native", "-s")
+    except UserError:
+        build(folder, library)

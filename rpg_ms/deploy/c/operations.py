@@ -121,6 +121,9 @@ class Activation:
         return {"none": x, "sigmoid": gate, "hard_sigmoid": gate}.get(self.kind, x * gate)
 
 
+LINEAR = Activation()
+
+
 @dataclass(eq=False)
 class Rows(Operation):
     """Each plane is an activation of a weighted sum (or the largest) of shifted planes.
@@ -146,7 +149,7 @@ class Rows(Operation):
     product: np.ndarray = None
     scale: np.ndarray = None
     bias: np.ndarray = None
-    activation: Activation = Activation()
+    activation: Activation = LINEAR
     maximum: bool = False
 
     ENTRIES = ("row", "plane", "down", "right", "weight", "packed", "product")

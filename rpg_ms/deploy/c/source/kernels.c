@@ -408,11 +408,11 @@ static inline void net_dots(int mode, const float *arena, float *out, const net_
             const uint8_t *record = (entries + 2 * (size_t)table[rows].i)->bytes + NET_RECORD * (size_t)packed[2 * rows + row].i;
             const uint8_t *stop = record + NET_RECORD * (size_t)(packed[2 * rows + row + 1].i - packed[2 * rows + row].i);
             const float *x = arena + packed[rows + row].i;
-            for (; record < stop; record += NET_RECORD) {
+            for (int k = 0; record < stop; record += NET_RECORD, k++) {
                 x += record[0] | record[1] << 8;
-                sum[3] += net_decode(record) * *x;
+                sum[k % 4] += net_decode(record) * *x;
             }
-            sum[3] *= packed[row].f;
+            for (int k = 0; k < 4; k++) sum[k] *= packed[row].f;
         }
 #endif
         for (; end - entry >= 8; entry += 8)

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Callable, Union
 
 import numpy as np
 
 from rpg_ms.deploy.c.builder import Builder
 from rpg_ms.deploy.c.graph import Graph, Node, clip_limits
-from rpg_ms.deploy.c.operations import POINT, SMALLEST, Activation, Input, Linear, PlaneByPlane, Term, Value, Whole
-
-Tensor = Union[Value, Linear]
-Rounded = Mapping[str, tuple[np.ndarray, np.ndarray]]  # {weight: (values as they are stored, scale of each output)}
+from rpg_ms.deploy.c.lowering import Lowering, Rounded, Tensor, Unsupported, identity
+from rpg_ms.deploy.c.operations import POINT, SMALLEST, Activation, Linear, PlaneByPlane, Term, Value, Whole
 
 
-class Unsupported(Exception):
-    """An operator, or a form of it, that cannot be written as C; the text says which."""
-
-
-def lower(graph: Graph, rounded: Rounded) -> tuple[Builder, Value]:
-    """The operations of a graph, and its output.
+def lower(graph: Graph, rounded: Rounded) -> tuple[Builder, Value, int]:
+    """The operations of a graph, its output, and its multiply-adds with all zeros.
 
     Args:
         graph: from `rpg_ms.deploy.c.graph.read_graph`.
@@ -29,7 +22,7 @@ def lower(graph: Graph, rounded: Rounded) -> tuple[Builder, Value]:
     Raises:
         Unsupported: the graph has an operator that cannot be written as C.
     """
-    lowering = _Lowering(graph, rounded)
+    lowering = Lowering(graph, rounded)
     for node in graph.nodes:
         if node.kind not in OPERATORS:
             raise Unsupported(node.kind)
@@ -38,84 +31,7 @@ def lower(graph: Graph, rounded: Rounded) -> tuple[Builder, Value]:
             if len(graph.readers(name)) != 1:
                 tensor = lowering.solid(tensor)
             lowering.tensors[name] = tensor
-    return lowering.builder, lowering.solid(lowering.tensors[graph.output])
-
-
-class _Lowering:
-    """What the functions below share."""
-
-    def __init__(self, graph: Graph, rounded: Rounded) -> None:
-        self.graph, self.rounded, self.builder = graph, rounded, Builder()
-        shape = graph.input_shape
-        space = shape[1:] if len(shape) == 3 else POINT
-        planes = self.builder.add(Input(space, np.zeros(0, np.int64)), shape[0]) if len(shape) in (1, 3) else None
-        if planes is None:
-            raise Unsupported(f"input of shape {list(shape)}")
-        self.tensors: dict[str, Tensor] = {graph.input: Value((1, *shape), planes[None], space)}
-
-    def solid(self, tensor: Tensor) -> Value:
-        """The tensor as planes, without padding that is still to be there."""
-        if isinstance(tensor, Value) and any(tensor.pads):
-            tensor = identity(tensor, tensor.pads)
-        return self.builder.rows(tensor) if isinstance(tensor, Linear) else tensor
-
-    def linear(self, node: Node, index: int = 0) -> Linear:
-        """An input as a sum that can be added to."""
-        tensor = self.tensors[node.inputs[index]]
-        if isinstance(tensor, Linear):
-            return tensor
-        if tensor.planes.shape != tensor.shape[:2]:
-            raise Unsupported(f"{node.kind} of a tensor of shape {list(tensor.shape)}")
-        return identity(tensor, tensor.pads)
-
-    def value(self, node: Node, index: int = 0) -> Value:
-        """An input as planes."""
-        return self.solid(self.tensors[node.inputs[index]])
-
-    def image(self, node: Node, padded: bool = False) -> Value:
-        """The first input as planes `[1, channels]` with a height and a width."""
-        tensor = self.tensors[node.inputs[0]]
-        tensor = tensor if padded and isinstance(tensor, Value) else self.solid(tensor)
-        if len(tensor.shape) != 4 or tensor.planes.size != tensor.shape[1]:
-            raise Unsupported(f"{node.kind} of a tensor of shape {list(tensor.shape)}")
-        return tensor
-
-    def number(self, node: Node, index: int, attribute: str = "", default: Any = None) -> Any:
-        """A constant input as an array, or the attribute that it is in older versions of ONNX."""
-        if attribute in node.attributes:
-            return np.asarray(node.attributes[attribute])
-        if len(node.inputs) <= index or not node.inputs[index]:
-            return None if default is None else np.asarray(default)
-        if node.inputs[index] not in self.graph.constants:
-            raise Unsupported(f"{node.kind} with a computed {attribute or 'operand'}")
-        return self.graph.constants[node.inputs[index]]
-
-    def weight(self, name: str) -> tuple[np.ndarray, np.ndarray, bool]:
-        """A weight, the scale of each of its outputs, and whether it is kept in fewer bits."""
-        if name in self.rounded:
-            return (*self.rounded[name], True)
-        weight = self.graph.constants[name].astype(np.float32)
-        return weight, np.ones(len(weight)), False
-
-
-def identity(value: Value, pads: tuple = (0, 0, 0, 0), stride: tuple = (1, 1)) -> Linear:
-    """A `Linear` that is the value itself, or every `stride`-th pixel of it."""
-    count = value.planes.size
-    space = tuple(
-        -(-(size + before + after) // step)
-        for size, before, after, step in zip(value.space, pads[:2], pads[2:], stride)
-    )
-    shape = (*value.shape[:2], *space) if len(value.shape) == 4 else value.shape
-    term = Term(
-        np.ones((count, 1, 1, 1), np.float32),
-        value.planes.ravel(),
-        value.space,
-        np.ones(count),
-        stride,
-        pads=pads,
-        groups=count,
-    )
-    return Linear(shape, space, [term], np.zeros(count))
+    return lowering.builder, lowering.solid(lowering.tensors[graph.output]), lowering.dense
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -143,20 +59,21 @@ def _window(node: Node, value: Value, kernel: tuple[int, int]) -> tuple[tuple, t
     return stride, dilation, pads, space
 
 
-def _conv(lowering: _Lowering, node: Node) -> Linear:
+def _conv(lowering: Lowering, node: Node) -> Linear:
     value = lowering.image(node, padded=True)
     lowering.number(node, 1)
     weight, scale, packed = lowering.weight(node.inputs[1])
     if weight.ndim != 4:
         raise Unsupported(f"Conv with a kernel of {weight.ndim - 2} axes")
     stride, dilation, pads, space = _window(node, value, weight.shape[2:])
+    lowering.dense += weight.size * space[0] * space[1]
     groups, planes = node.attributes.get("group", 1), value.planes.ravel()
     term = Term(weight, planes, value.space, scale, stride, dilation, pads, groups, packed, True)
     bias = lowering.number(node, 2, default=np.zeros(len(weight))).astype(np.float64)
     return Linear((1, len(weight), *space), space, [term], bias)
 
 
-def _gemm(lowering: _Lowering, node: Node) -> Linear:
+def _gemm(lowering: Lowering, node: Node) -> Linear:
     value = lowering.value(node)
     attributes, second = node.attributes, lowering.number(node, 1)
     if value.space != POINT or len(value.shape) != 2 or value.shape[0] != 1 or second.ndim != 2:
@@ -166,12 +83,13 @@ def _gemm(lowering: _Lowering, node: Node) -> Linear:
     weight, scale, packed = lowering.weight(node.inputs[1])
     if not attributes.get("transB"):
         weight, scale, packed = (weight * scale[:, None]).astype(np.float32).T, np.ones(weight.shape[1]), False
+    lowering.dense += weight.size
     term = Term(weight[:, :, None, None], value.planes.ravel(), POINT, scale, packed=packed, product=True)
     bias = np.broadcast_to(lowering.number(node, 2, default=0.0).astype(np.float64).ravel(), len(weight)).copy()
     return Linear((1, len(weight)), POINT, [term], bias)
 
 
-def _max_pool(lowering: _Lowering, node: Node) -> Tensor:
+def _max_pool(lowering: Lowering, node: Node) -> Tensor:
     value = lowering.image(node, padded=True)
     kernel = tuple(node.attributes.get("kernel_shape", value.space))
     own = any(_window(node, lowering.solid(value), kernel)[2]) if any(value.pads) else False
@@ -193,7 +111,7 @@ def _max_pool(lowering: _Lowering, node: Node) -> Tensor:
     return Value((1, len(planes), *space), planes[None], space)
 
 
-def _average_pool(lowering: _Lowering, node: Node) -> Tensor:
+def _average_pool(lowering: Lowering, node: Node) -> Tensor:
     value = lowering.image(node)
     kernel = tuple(node.attributes.get("kernel_shape", value.space))
     stride, dilation, pads, space = _window(node, value, kernel)
@@ -210,7 +128,7 @@ def _average_pool(lowering: _Lowering, node: Node) -> Tensor:
     return Linear((1, count, *space), space, [term], np.zeros(count))
 
 
-def _mean(lowering: _Lowering, node: Node) -> Value:
+def _mean(lowering: Lowering, node: Node) -> Value:
     axes = lowering.number(node, 1, "axes", (2, 3)).tolist()
     value = lowering.image(node)
     if sorted(axis % 4 for axis in axes) != [2, 3]:
@@ -220,7 +138,7 @@ def _mean(lowering: _Lowering, node: Node) -> Value:
 
 
 def _plane_by_plane(
-    lowering: _Lowering, value: Value, kind: str, shape: tuple, space: tuple[int, int], **options: Any
+    lowering: Lowering, value: Value, kind: str, shape: tuple, space: tuple[int, int], **options: Any
 ) -> Value:
     """A value from an operation that takes one plane for each plane, and keeps constants as they are."""
     if value.space == POINT and space == POINT:
@@ -239,7 +157,7 @@ def _plane_by_plane(
 # ----------------------------------------------------------------------------------------------------
 
 
-def _batch_norm(lowering: _Lowering, node: Node) -> Linear:
+def _batch_norm(lowering: Lowering, node: Node) -> Linear:
     linear = lowering.linear(node)
     gamma, beta, mean, variance = (lowering.number(node, i).astype(np.float64) for i in range(1, 5))
     factor = gamma / np.sqrt(variance + node.attributes.get("epsilon", 1e-5))
@@ -261,7 +179,7 @@ def _per_channel(node: Node, constant: np.ndarray, tensor: Tensor) -> np.ndarray
     return np.broadcast_to(constant.astype(np.float64).ravel(), tensor.shape[1])
 
 
-def _arithmetic(lowering: _Lowering, node: Node) -> Tensor:
+def _arithmetic(lowering: Lowering, node: Node) -> Tensor:
     """Add, Sub, Mul and Div, where one operand of a product or both of a sum are computed."""
     for index in range(2):
         if node.inputs[index] in lowering.graph.constants:
@@ -281,7 +199,7 @@ def _arithmetic(lowering: _Lowering, node: Node) -> Tensor:
     raise Unsupported("Div by a computed tensor")
 
 
-def _sum(lowering: _Lowering, node: Node) -> Linear:
+def _sum(lowering: Lowering, node: Node) -> Linear:
     first, second = lowering.linear(node, 0), lowering.linear(node, 1)
     if first.shape != second.shape:
         raise Unsupported(f"{node.kind} of tensors of shapes {list(first.shape)} and {list(second.shape)}")
@@ -293,7 +211,7 @@ def _sum(lowering: _Lowering, node: Node) -> Linear:
     return Linear(first.shape, first.space, [*first.terms, *second.terms], first.bias + second.bias)
 
 
-def _product(lowering: _Lowering, node: Node) -> Value:
+def _product(lowering: Lowering, node: Node) -> Value:
     first, second = lowering.value(node, 0), lowering.value(node, 1)
     if first.space == POINT:
         first, second = second, first
@@ -306,7 +224,7 @@ def _product(lowering: _Lowering, node: Node) -> Value:
     return Value(first.shape, planes.reshape(first.planes.shape), first.space)
 
 
-def _activate(lowering: _Lowering, node: Node) -> Value:
+def _activate(lowering: Lowering, node: Node) -> Value:
     activation = ACTIVATIONS[node.kind]
     if node.kind == "Clip":
         limits = clip_limits(node, lowering.graph.constants)
@@ -331,7 +249,7 @@ ACTIVATIONS = {
 }
 
 
-def _softmax(lowering: _Lowering, node: Node) -> Value:
+def _softmax(lowering: Lowering, node: Node) -> Value:
     value = lowering.value(node)
     axis = node.attributes.get("axis", -1) % len(value.shape)
     if value.space != POINT or value.planes.size != value.shape[axis]:
@@ -347,11 +265,11 @@ def _softmax(lowering: _Lowering, node: Node) -> Value:
 # ----------------------------------------------------------------------------------------------------
 
 
-def _same(lowering: _Lowering, node: Node) -> Tensor:
+def _same(lowering: Lowering, node: Node) -> Tensor:
     return lowering.tensors[node.inputs[0]]
 
 
-def _pad(lowering: _Lowering, node: Node) -> Value:
+def _pad(lowering: Lowering, node: Node) -> Value:
     value, pads = lowering.image(node, padded=True), lowering.number(node, 1, "pads").tolist()
     fill = lowering.number(node, 2, "value", 0.0).item()
     channels, spatial = (pads[1], pads[5]), (pads[2], pads[3], pads[6], pads[7])
@@ -372,7 +290,7 @@ def _listed(planes: np.ndarray, rest: tuple[int, ...], value: Value) -> Value:
     return Value((*planes.shape, *rest), planes, value.space)
 
 
-def _concat(lowering: _Lowering, node: Node) -> Value:
+def _concat(lowering: Lowering, node: Node) -> Value:
     values = [lowering.value(node, i) for i in range(len(node.inputs))]
     parts, axis = [_leading(value) for value in values], node.attributes["axis"] % len(values[0].shape)
     if axis >= parts[0].ndim or len({(value.space, part.ndim) for value, part in zip(values, parts)}) != 1:
@@ -380,7 +298,7 @@ def _concat(lowering: _Lowering, node: Node) -> Value:
     return _listed(np.concatenate(parts, axis), values[0].shape[parts[0].ndim :], values[0])
 
 
-def _reshape(lowering: _Lowering, node: Node) -> Value:
+def _reshape(lowering: Lowering, node: Node) -> Value:
     value, target = lowering.value(node), lowering.number(node, 1).tolist()
     target = [value.shape[i] if size == 0 else size for i, size in enumerate(target)]
     size = int(np.prod(value.shape))
@@ -388,7 +306,7 @@ def _reshape(lowering: _Lowering, node: Node) -> Value:
     return _reshaped(lowering, value, target)
 
 
-def _reshaped(lowering: _Lowering, value: Value, target: tuple[int, ...]) -> Value:
+def _reshaped(lowering: Lowering, value: Value, target: tuple[int, ...]) -> Value:
     """The value in another shape; where that mixes pixels with channels, all pixels become planes of their own."""
     for axes in sorted(range(1, len(target) + 1), key=lambda axes: (axes != 2, axes)):
         if int(np.prod(target[:axes])) == value.planes.size:
@@ -400,20 +318,20 @@ def _reshaped(lowering: _Lowering, value: Value, target: tuple[int, ...]) -> Val
     return Value(target, builder.add(operation, count).reshape(target), POINT)
 
 
-def _flatten(lowering: _Lowering, node: Node) -> Value:
+def _flatten(lowering: Lowering, node: Node) -> Value:
     value, axis = lowering.value(node), node.attributes.get("axis", 1)
     target = (int(np.prod(value.shape[:axis])), int(np.prod(value.shape[axis:])))
     return _reshaped(lowering, value, target)
 
 
-def _squeeze(lowering: _Lowering, node: Node) -> Value:
+def _squeeze(lowering: Lowering, node: Node) -> Value:
     value = lowering.value(node)
     axes = lowering.number(node, 1, "axes", [i for i, n in enumerate(value.shape) if n == 1]).tolist()
     axes = {axis % len(value.shape) for axis in axes}
     return _reshaped(lowering, value, tuple(n for i, n in enumerate(value.shape) if i not in axes))
 
 
-def _unsqueeze(lowering: _Lowering, node: Node) -> Value:
+def _unsqueeze(lowering: Lowering, node: Node) -> Value:
     value, axes = lowering.value(node), lowering.number(node, 1, "axes").tolist()
     shape = list(value.shape)
     for axis in sorted(axis % (len(value.shape) + len(axes)) for axis in axes):
@@ -421,7 +339,7 @@ def _unsqueeze(lowering: _Lowering, node: Node) -> Value:
     return _reshaped(lowering, value, tuple(shape))
 
 
-def _transpose(lowering: _Lowering, node: Node) -> Value:
+def _transpose(lowering: Lowering, node: Node) -> Value:
     value, order = lowering.value(node), node.attributes["perm"]
     planes = _leading(value)
     if list(order[planes.ndim :]) != list(range(planes.ndim, len(order))):
@@ -429,7 +347,7 @@ def _transpose(lowering: _Lowering, node: Node) -> Value:
     return _listed(planes.transpose(order[: planes.ndim]), value.shape[planes.ndim :], value)
 
 
-def _slice(lowering: _Lowering, node: Node) -> Value:
+def _slice(lowering: Lowering, node: Node) -> Value:
     value = lowering.value(node)
     starts, ends = (lowering.number(node, i, name).tolist() for i, name in ((1, "starts"), (2, "ends")))
     axes = lowering.number(node, 3, "axes", range(len(starts))).tolist()
@@ -442,7 +360,7 @@ def _slice(lowering: _Lowering, node: Node) -> Value:
     return _listed(planes[tuple(slices[: planes.ndim])], value.shape[planes.ndim :], value)
 
 
-def _split(lowering: _Lowering, node: Node) -> list[Tensor]:
+def _split(lowering: Lowering, node: Node) -> list[Tensor]:
     value, axis = lowering.value(node), node.attributes.get("axis", 0)
     planes = _leading(value)
     axis %= len(value.shape)
@@ -453,7 +371,7 @@ def _split(lowering: _Lowering, node: Node) -> list[Tensor]:
     return [_listed(part, value.shape[planes.ndim :], value) for part in np.split(planes, ends, axis)]
 
 
-OPERATORS: dict[str, Callable[[_Lowering, Node], Union[Tensor, list[Tensor]]]] = {
+OPERATORS: dict[str, Callable[[Lowering, Node], Union[Tensor, list[Tensor]]]] = {
     "Conv": _conv,
     "Gemm": _gemm,
     "MatMul": _gemm,
