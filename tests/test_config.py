@@ -205,7 +205,7 @@ def test_other_tildes_stay(write, name):
         ("compare", "--config --output_dir --results"),
         ("report", "--output_dir RUN_FOLDER"),
         ("scripts/make_mindrecord", "FOLDER OUTPUT"),
-        ("scripts/benchmark_onnx", "FILE.onnx"),
+        ("scripts/benchmark_runtimes", "FILE.onnx"),
     ],
 )
 def test_every_path_of_a_command_line_knows_the_home_folder(door, flags, home, monkeypatch):

@@ -46,7 +46,7 @@ COMMANDS = {
     "rpg-ms compare": "tests/test_compare.py",
     "python scripts/benchmark.py": "by hand",
     "python scripts/benchmark_data.py": "tests/test_benchmarks.py",
-    "python scripts/benchmark_onnx.py": "tests/test_benchmarks.py",
+    "python scripts/benchmark_runtimes.py": "tests/test_benchmarks.py",
     "python scripts/update_docs.py": "tests/test_readme.py",
     ".venv/bin/ruff": "by hand",
 }

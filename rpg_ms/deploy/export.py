@@ -18,7 +18,7 @@ from rpg_ms.deploy.formats import Options, check_machine, check_options, file_pa
 from rpg_ms.deploy.job import Job
 from rpg_ms.deploy.verify import verify
 from rpg_ms.errors import UserError
-from rpg_ms.files import atomic_path
+from rpg_ms.files import atomic_folder, atomic_path
 from rpg_ms.models.compiling import reason
 from rpg_ms.models.flops import layer_flops, parameter_count
 
@@ -80,12 +80,13 @@ def _write(job: Job, used: Sequence[MaskedLayer]) -> tuple[dict[str, Any], dict[
     """Write and verify the file, and FILE.json: what that holds, and what the comparison told."""
     sidecar = job.path.with_name(f"{job.path.name}.json")
     job.path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(job.path) as written:
-        resolve_name(job.row.write)(job, written)
+    with atomic_folder(job.path, job.row.folder) if job.row.folder else atomic_path(job.path) as written:
+        told = resolve_name(job.row.write)(job, written) or {}
         verified = {"max_abs_difference": None}
         if job.row.load is not None:
             verified = verify(job, resolve_name(job.row.load)(job, written), used)
-        described = _described(job, written)
+        described = {**_described(job, written), **told}
+        described.update((name, verified[name]) for name in described if name in verified)
         if job.row.computes:
             sidecar.unlink(missing_ok=True)  # never one beside a file that it does not describe
     if job.row.computes:
@@ -97,20 +98,22 @@ def _write(job: Job, used: Sequence[MaskedLayer]) -> tuple[dict[str, Any], dict[
 
 def _described(job: Job, written: Path) -> dict[str, Any]:
     """What `export` returns and FILE.json holds of the file `written`."""
-    sparsified, options, size = job.sparsified, job.options, written.stat().st_size
+    sparsified, options = job.sparsified, job.options
+    files = sorted(written.iterdir()) if job.row.folder else [written]
     described = {
         "file": str(job.path),
         "format": job.file_format,
-        "bytes": size,
+        "bytes": sum(file.stat().st_size for file in files),
         "density": sparsified.density,
         "nonzero": sparsified.nonzero,
         "prunable": sparsified.prunable,
     }
     if not job.row.computes:
         return described
+    digests = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
     return {
         **described,
-        "sha256": hashlib.sha256(written.read_bytes()).hexdigest(),
+        "sha256": digests if job.row.folder else digests[written.name],
         "input_shape": [None if options.dynamic_batch else options.batch_size, *job.task.input_shape],
         **job.task.usage(options.normalize_input),
         "normalize_input": options.normalize_input,

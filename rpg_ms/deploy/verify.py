@@ -13,7 +13,7 @@ from mindspore import nn, ops
 
 from rpg_ms.errors import UserError
 from rpg_ms.models.compiling import reason
-from rpg_ms.weights.packed import MASK
+from rpg_ms.weights.packed import MASK, round_weight
 
 if TYPE_CHECKING:
     from rpg_ms.cells import MaskedLayer
@@ -25,12 +25,13 @@ class Loaded:
     """What a file was found to hold.
 
     Args:
-        weights: `{name: array}`; of a file that computes, it may lack those that inference does not use.
+        weights: `{name: array}`; of a file that computes, it may lack those that inference does not use. None where
+            they cannot be told from what was folded into them.
         run: what the file computes, from an array to one, or to a tuple if there are several outputs; None if it only
-            holds parameters.
+            holds parameters, or cannot be run here.
     """
 
-    weights: Mapping[str, np.ndarray]
+    weights: Optional[Mapping[str, np.ndarray]]
     run: Optional[Callable[[np.ndarray], Union[np.ndarray, Sequence[np.ndarray]]]] = None
 
 
@@ -41,16 +42,27 @@ def verify(job: Job, loaded: Loaded, used: Iterable[MaskedLayer]) -> dict[str, A
 
     Returns:
         What the comparison tells. Of a file that computes it is `max_abs_difference`, the largest difference between
-        its outputs and the network's. Of one that holds parameters it is `value_type` and, unless that is float32, what
-        the rounding costs: `max_weight_difference`, the task's figures with the rounded weights, such as `top1`, and
-        with the network's own, such as `checkpoint_top1`.
+        its outputs and the network's (with rounded weights if it holds such); None if it cannot be run here. Of one
+        that holds parameters it is `value_type`. Where weights are rounded it is also what that costs:
+        `max_weight_difference`, the task's figures with the rounded weights, such as `top1`, and with the network's
+        own, such as `checkpoint_top1`.
     """
-    if job.row.computes:
-        difference = _compare_outputs(job, loaded)
-        _compare_weights(loaded, used, job.path)
-        return {"max_abs_difference": difference}
     value_type = job.options.value_type or "float32"
     before = parameters(job.network)
+    if job.row.computes:
+        difference, told = None, {}
+        if value_type != "float32":
+            after = {**before, **rounded_weights(job, value_type)}
+            told = _rounding(job, before, after)
+            _assign(job.network, after)
+        try:
+            if loaded.run is not None:
+                difference = _compare_outputs(job, loaded)
+        finally:
+            _assign(job.network, before)
+        if loaded.weights is not None:
+            _compare_weights(loaded, used, job.path)
+        return {"max_abs_difference": difference, **told}
     _compare_parameters(before, loaded.weights, value_type, job.path)
     return {"value_type": value_type, **(_rounding(job, before, loaded.weights) if value_type != "float32" else {})}
 
@@ -176,6 +188,22 @@ def _rounding(job: Job, before: Mapping[str, np.ndarray], after: Mapping[str, np
     names = [layer.weight.name for layer in job.sparsified.layers]
     difference = max(float(np.abs(after[name] - before[name]).max()) for name in names)
     return {"max_weight_difference": difference, **rounded, **figures}
+
+
+def rounded_weights(job: Job, value_type: str) -> dict[str, np.ndarray]:
+    """The pruned layers' weights as a file keeps them in fewer bits, back in float32.
+
+    Raises:
+        UserError: they are not finite, or too large.
+    """
+    weights = {}
+    for layer in job.sparsified.layers:
+        try:
+            values, scale = round_weight(layer.weight.asnumpy(), value_type)
+        except ValueError as error:
+            raise UserError(f"{job.path}: {layer.weight.name} {error}") from None
+        weights[layer.weight.name] = values * scale.reshape(-1, *[1] * (values.ndim - 1))
+    return weights
 
 
 def _assign(network: nn.Cell, arrays: Mapping[str, np.ndarray]) -> None:

@@ -58,7 +58,7 @@ TASKS: dict[str, TaskRow] = {
     "classification": TaskRow(
         "rpg_ms.tasks.classification:Classification",
         (Figure("top1", "%", "top-1 accuracy"),),
-        keys=("model.pool_padding", "train.label_smoothing", "train.mixup", "train.cutmix"),
+        keys=("model.pool_padding", "train.label_smoothing", "train.mixup", "train.cutmix", "distill"),
     ),
     "detection": TaskRow(
         "rpg_ms.tasks.detection:Detection",

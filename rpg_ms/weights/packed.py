@@ -136,6 +136,24 @@ def _decode_values(values: np.ndarray, exponents: Optional[np.ndarray], channels
         return np.ldexp(values.astype(np.float64), exponents).astype(np.float32)
 
 
+def round_weight(weight: np.ndarray, value_type: str) -> tuple[np.ndarray, np.ndarray]:
+    """A weight as a file keeps its values, and the scale of each index of its first axis; float32 both.
+
+    Args:
+        weight: any shape of at least one axis.
+        value_type: "float16" or "int8"; the scale of the first is 1.
+
+    Raises:
+        ValueError: it is not finite, or not in `value_type`.
+    """
+    channels = np.repeat(np.arange(len(weight)), weight.size // len(weight))
+    values, exponents = _encode_values(weight.astype(np.float32).ravel(), channels, len(weight), value_type)
+    if not (np.isfinite(weight).all() and np.isfinite(values).all()):
+        raise ValueError(f"has weights that are not finite, or too large for {value_type}")
+    exponents = exponents.astype(np.int32) - BIAS if value_type == "int8" else np.zeros(len(weight), np.int32)
+    return values.astype(np.float32).reshape(weight.shape), np.ldexp(np.float32(1), exponents)
+
+
 # ----------------------------------------------------------------------------------------------------
 # Writing
 # ----------------------------------------------------------------------------------------------------
