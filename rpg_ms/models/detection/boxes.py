@@ -96,7 +96,7 @@ def clip(boxes: Tensor, valid: Tensor) -> Tensor:
     """
     height, width = ops.unstack(ops.expand_dims(valid, 1), axis=-1)
     limits = ops.stack((width, height, width, height), axis=-1)
-    boxes = ops.select(ops.isnan(boxes), ops.zeros_like(boxes), boxes)
+    boxes = ops.select(boxes == boxes, boxes, ops.zeros_like(boxes))  # NaN; ONNX export lacks isnan
     return ops.minimum(ops.relu(boxes), limits)
 
 

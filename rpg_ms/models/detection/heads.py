@@ -140,9 +140,7 @@ class RoIHeads(nn.Cell):
         logits, deltas = self.predict_boxes(features, proposals)
         scores = ops.softmax(logits, -1)[:, :, 1:]
         scores = ops.select(
-            ops.logical_and(ops.expand_dims(found, -1), ops.logical_not(ops.isnan(scores))),
-            scores,
-            ops.zeros_like(scores),
+            ops.logical_and(ops.expand_dims(found, -1), scores == scores), scores, ops.zeros_like(scores)
         )
         objects = self.classes - 1
         score, index = ops.TopK()(scores.reshape(batch, count * objects), min(CANDIDATES, count * objects))

@@ -97,7 +97,7 @@ class RegionProposalNetwork(nn.Cell):
         boxes, scores = [], []
         for i, anchors in enumerate(self.anchors):
             logit = ops.stop_gradient(logits[i])
-            logit = ops.select(ops.isnan(logit), ops.full_like(logit, LOWEST), logit)
+            logit = ops.select(logit == logit, logit, ops.full_like(logit, LOWEST))  # NaN; ONNX export lacks isnan
             score, index = ops.TopK()(logit, self.most[i])
             box = decode(take(ops.stop_gradient(deltas[i]), index), ops.gather(anchors, index, 0), WEIGHTS)
             box = clip(box, valid)
