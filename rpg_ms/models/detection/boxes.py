@@ -14,16 +14,24 @@ LARGEST_LOG = math.log(1000 / 16)  # of a predicted side over its reference: kee
 SMALLEST_SIDE = 1e-3  # pixels; padding has sides of 0, by which nothing may be divided
 
 
+def columns(x: Tensor) -> tuple[Tensor, ...]:
+    """The entries of the last axis, each without it; by operators that the ONNX export has."""
+    parts = ()
+    for part in ops.split(x, 1, -1):
+        parts += (ops.squeeze(part, -1),)
+    return parts
+
+
 def sides(boxes: Tensor) -> tuple[Tensor, Tensor]:
     """Widths and heights of boxes `[..., 4]`, each `[...]`."""
-    x1, y1, x2, y2 = ops.unstack(boxes, axis=-1)
+    x1, y1, x2, y2 = columns(boxes)
     return x2 - x1, y2 - y1
 
 
 def intersection(first: Tensor, second: Tensor) -> Tensor:
     """Areas that boxes `[..., n, 4]` and `[..., m, 4]` share, `[..., n, m]`."""
-    x1, y1, x2, y2 = ops.unstack(ops.expand_dims(first, -2), axis=-1)
-    u1, v1, u2, v2 = ops.unstack(ops.expand_dims(second, -3), axis=-1)
+    x1, y1, x2, y2 = columns(ops.expand_dims(first, -2))
+    u1, v1, u2, v2 = columns(ops.expand_dims(second, -3))
     width = ops.minimum(x2, u2) - ops.maximum(x1, u1)
     height = ops.minimum(y2, v2) - ops.maximum(y1, v1)
     return ops.relu(width) * ops.relu(height)
@@ -74,7 +82,7 @@ def encode(boxes: Tensor, references: Tensor, weights: tuple[float, float]) -> T
 def decode(deltas: Tensor, references: Tensor, weights: tuple[float, float]) -> Tensor:
     """Boxes `[..., 4]` that a network predicts by `deltas` at `references`: the inverse of `encode`."""
     x, y, width, height = _centred(references)
-    dx, dy, dw, dh = ops.unstack(deltas, axis=-1)
+    dx, dy, dw, dh = columns(deltas)
     u = dx / weights[0] * width + x
     v = dy / weights[0] * height + y
     half_wide = 0.5 * ops.exp(ops.minimum(dw / weights[1], LARGEST_LOG)) * width
@@ -84,7 +92,7 @@ def decode(deltas: Tensor, references: Tensor, weights: tuple[float, float]) -> 
 
 def _centred(boxes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Centre and sides of boxes."""
-    x1, y1, x2, y2 = ops.unstack(boxes, axis=-1)
+    x1, y1, x2, y2 = columns(boxes)
     width, height = x2 - x1, y2 - y1
     return (x1 + 0.5 * width, y1 + 0.5 * height, ops.maximum(width, SMALLEST_SIDE), ops.maximum(height, SMALLEST_SIDE))
 
@@ -94,7 +102,7 @@ def clip(boxes: Tensor, valid: Tensor) -> Tensor:
 
     A coordinate that is not a number becomes 0, as it is to index pixels.
     """
-    height, width = ops.unstack(ops.expand_dims(valid, 1), axis=-1)
+    height, width = columns(ops.expand_dims(valid, 1))
     limits = ops.stack((width, height, width, height), axis=-1)
     boxes = ops.select(boxes == boxes, boxes, ops.zeros_like(boxes))  # NaN; ONNX export lacks isnan
     return ops.minimum(ops.relu(boxes), limits)

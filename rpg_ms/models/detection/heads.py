@@ -9,7 +9,7 @@ import mindspore as ms
 from mindspore import Tensor, nn, ops
 from mindspore.common.initializer import HeNormal
 
-from rpg_ms.models.detection.boxes import at_least, clip, decode, encode, sides, take
+from rpg_ms.models.detection.boxes import at_least, clip, columns, decode, encode, sides, take
 from rpg_ms.models.detection.matching import match, sample
 from rpg_ms.models.detection.rpn import box_loss, suppress
 
@@ -228,8 +228,8 @@ def mask_targets(masks: Tensor, of: Tensor, boxes: Tensor, rois: Tensor) -> Tens
     batch, objects, side = masks.shape[:3]
     count = of.shape[1]
     mask = take(masks.astype(ms.float32).reshape(batch, objects, side * side), of).reshape(batch, count, side, side)
-    x1, y1, _, _ = ops.unstack(boxes, axis=-1)
-    u1, v1, u2, v2 = ops.unstack(rois, axis=-1)
+    x1, y1, _, _ = columns(boxes)
+    u1, v1, u2, v2 = columns(rois)
     width, height = sides(boxes)
     columns = _sampling((u1 - x1) / ops.maximum(width, SMALLEST), (u2 - x1) / ops.maximum(width, SMALLEST), side)
     rows = _sampling((v1 - y1) / ops.maximum(height, SMALLEST), (v2 - y1) / ops.maximum(height, SMALLEST), side)

@@ -14,7 +14,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
-from rpg_ms.models.detection.boxes import area
+from rpg_ms.models.detection.boxes import area, columns
 
 SAMPLES = 2  # a bin, in each direction
 CANONICAL_SIZE, CANONICAL_LEVEL = 224, 4  # an RoI of 224 pixels takes its features at stride 2^4 (Lin et al. 2017)
@@ -78,7 +78,7 @@ class GatherAlign(nn.Cell):
         level = level_of(boxes, self.strides)
         size = ops.gather(self.sizes, level, 0)
         scale = ops.gather(self.scales, level, 0)
-        x1, y1, x2, y2 = ops.unstack(boxes * ops.expand_dims(scale, -1), axis=-1)
+        x1, y1, x2, y2 = columns(boxes * ops.expand_dims(scale, -1))
         row, row_weight = self._pixels(y1, y2, size)
         column, column_weight = self._pixels(x1, x2, size)
         start = ops.gather(self.starts, level, 0) + ops.arange(batch).astype(ms.int32).reshape(-1, 1) * self.pixels
@@ -127,7 +127,7 @@ class OperatorAlign(nn.Cell):
         batch, count = boxes.shape[:2]
         level = level_of(boxes, self.strides).reshape(-1, 1, 1, 1)
         image = ops.tile(ops.arange(batch).astype(ms.float32).reshape(-1, 1), (1, count))
-        x1, y1, x2, y2 = ops.unstack(boxes, axis=-1)
+        x1, y1, x2, y2 = columns(boxes)
         pooled = 0
         for i, stride in enumerate(self.strides):
             ends = ops.maximum(x2, x1 + stride) - 1, ops.maximum(y2, y1 + stride) - 1
