@@ -231,9 +231,9 @@ def mask_targets(masks: Tensor, of: Tensor, boxes: Tensor, rois: Tensor) -> Tens
     x1, y1, _, _ = columns(boxes)
     u1, v1, u2, v2 = columns(rois)
     width, height = sides(boxes)
-    columns = _sampling((u1 - x1) / ops.maximum(width, SMALLEST), (u2 - x1) / ops.maximum(width, SMALLEST), side)
-    rows = _sampling((v1 - y1) / ops.maximum(height, SMALLEST), (v2 - y1) / ops.maximum(height, SMALLEST), side)
-    return ops.matmul(ops.matmul(rows, mask), columns.swapaxes(-1, -2))
+    across = _sampling((u1 - x1) / ops.maximum(width, SMALLEST), (u2 - x1) / ops.maximum(width, SMALLEST), side)
+    down = _sampling((v1 - y1) / ops.maximum(height, SMALLEST), (v2 - y1) / ops.maximum(height, SMALLEST), side)
+    return ops.matmul(ops.matmul(down, mask), across.swapaxes(-1, -2))
 
 
 def _sampling(low: Tensor, high: Tensor, side: int) -> Tensor:
