@@ -12,8 +12,6 @@ from rpg_ms.errors import UserError
 from rpg_ms.report.page import Picture, page_of_run, page_of_runs, render
 from rpg_ms.report.runs import Run, load_run
 
-__all__ = ["Run", "load_run", "write_report"]
-
 
 def write_report(runs: Sequence[Run], folder: Union[str, os.PathLike]) -> Path:
     """Write `folder/report.html`, one file that needs nothing else, and its figures as PNG files; returns its path.
