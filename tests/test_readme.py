@@ -27,7 +27,7 @@ ENGLISH, CHINESE = TEXTS["README.md"], TEXTS["README_CN.md"]
 
 # Every command that the texts show, by its beginning, and the test that runs it or one that differs in its values
 # alone. Those "by hand" were run as a new user would. MSRUN tests only the command line, for want of the devices.
-MSRUN = "tests/test_distributed.py"
+MSRUN = "tests/training/test_launch.py"
 COMMANDS = {
     "bash scripts/quickstart.sh": "tests/test_scripts.py",
     "bash scripts/test.sh": "by hand",
@@ -43,7 +43,7 @@ COMMANDS = {
     "rpg-ms export": "tests/test_front_doors.py",
     "rpg-ms convert": "tests/weights/test_pruned_elsewhere.py",
     "rpg-ms report": "tests/report/test_report.py",
-    "rpg-ms compare": "tests/test_compare.py",
+    "rpg-ms compare": "tests/compare/test_running.py",
     "python scripts/benchmark.py": "by hand",
     "python scripts/benchmark_data.py": "tests/test_benchmarks.py",
     "python scripts/benchmark_runtimes.py": "tests/test_benchmarks.py",

@@ -21,8 +21,7 @@ class RankTerm(nn.Cell):
 
     Args:
         layers: the MaskedLayers that take part; convolutions, as published, or dense layers as well.
-        weight: λ, above 0.
-        delta: error budget δ in (0, 1].
+        weight, delta: λ, above 0, and the error budget δ in (0, 1].
         backend: name in `rpg_ms.rank.BACKENDS`.
         every: "update" (the term steers regrowth only) or "step" (it also drives the weights).
         reduce: a Cell from gradients to their mean over the processes, or None for a single one.
@@ -63,15 +62,12 @@ class RankTerm(nn.Cell):
         self.rank_loss = RankLoss(delta, backend)
         self.weights = ms.ParameterTuple([layer.weight for layer in layers])
         self.reduce = reduce
-        self.value_and_grad = ops.value_and_grad(self.weighted, None, self.weights, has_aux=True)
-
-    def weighted(self) -> tuple[ms.Tensor, ms.Tensor, ms.Tensor]:
-        """`(λ · L_rank, L_rank, k)`."""
-        loss, ranks = self.rank_loss.loss_and_ranks(self.weights)
-        return self.weight * loss, loss, ranks
 
     def construct(self, *after: ms.Tensor) -> tuple[ms.Tensor, ms.Tensor, tuple[ms.Tensor, ...]]:
-        (_, loss, ranks), gradients = self.value_and_grad()
+        loss, ranks, unweighted = self.rank_loss(*self.weights)
+        gradients = ()
+        for gradient, weight in zip(unweighted, self.weights):
+            gradients += ((self.weight * gradient).astype(weight.dtype),)
         if self.reduce is not None:
             gradients = self.reduce((ops.depend(gradients[0], after), *gradients[1:]))
         return loss, ranks, gradients

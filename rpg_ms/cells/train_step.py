@@ -166,13 +166,7 @@ class SparseTrainStep(nn.Cell):
         return self.sink_size > 1 and self.in_pieces is None and not any(map(self._is_update, steps))
 
     def sink(self, batches: Sequence[Sequence[ms.Tensor]]) -> ms.Tensor:
-        """Train the next `sink_size` steps, on as many batches, in one graph: as that many calls, one dispatch.
-
-        Args:
-            batches: list of tuples of Tensors, `sink_size` of them, all of the same shapes.
-
-        Returns:
-            The losses, a float32 Tensor `[sink_size]`.
+        """Train the next steps on as many batches of equal shapes in one graph: the losses, float32 `[sink_size]`.
 
         Raises:
             ValueError: the number of batches, or a step that `can_sink` says cannot be one of them.
@@ -182,9 +176,8 @@ class SparseTrainStep(nn.Cell):
                 f"{len(batches)} batches after step {self.step_number} cannot be sunk; sink_size is {self.sink_size}"
             )
         self.record = None
-        losses = self.sunk_steps(
-            *(ms.Tensor(np.stack([tensor.asnumpy() for tensor in tensors])) for tensors in zip(*batches))
-        )
+        stacked = (ms.Tensor(np.stack([tensor.asnumpy() for tensor in tensors])) for tensors in zip(*batches))
+        losses = self.sunk_steps(*stacked)
         self.step_number += self.sink_size
         return losses
 
@@ -199,20 +192,17 @@ class SparseTrainStep(nn.Cell):
     def _is_update(self, step: int) -> bool:
         return self.pruner is not None and self.pruner.is_due(step)
 
-    def _gradients(self, inputs: Sequence[ms.Tensor]) -> tuple:
-        return (self.in_pieces or self.task)(*inputs)
-
     def _step_in_pieces(self, inputs: Sequence[ms.Tensor]) -> ms.Tensor:
-        loss, gradients, finite = self._gradients(inputs)
+        loss, gradients, finite = self.in_pieces(*inputs)
         if self.driving_term is not None:
             gradients = add_rank(gradients, self.driving_term()[2], self.rank_of)
         self.apply_gradients(finite, *gradients)
         return loss
 
     def _update_step(self, step: int, inputs: Sequence[ms.Tensor]) -> ms.Tensor:
-        loss, gradients, finite = self._gradients(inputs)
+        loss, gradients, finite = (self.in_pieces or self.task)(*inputs)
         if not finite.asnumpy():
-            self.pruner.postpone()
+            self.pruner.pending = True
             self.apply_gradients(finite, *gradients)  # lowers the loss scale
             return loss
         rank = task = dense = None
@@ -279,7 +269,7 @@ class SparseTrainStep(nn.Cell):
             parameters.update({f"soft:{name}": value for name, value in self.soft_threshold.state().items()})
         if self.average is not None:
             parameters.update(self.average.state())
-        return parameters, {"step": self.step_number, **(self.pruner.state() if self.pruner is not None else {})}
+        return parameters, {"step": self.step_number, "pending": self.pruner is not None and self.pruner.pending}
 
     def load_state(self, parameters: dict[str, ms.Tensor], values: dict[str, Any]) -> None:
         """Go on from what `state` returned.
@@ -293,4 +283,4 @@ class SparseTrainStep(nn.Cell):
             ops.assign(parameter, found[name])
         self.step_number = values["step"]
         if self.pruner is not None:
-            self.pruner.load_state(values)
+            self.pruner.pending = values["pending"]

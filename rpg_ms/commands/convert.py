@@ -28,17 +28,7 @@ def main(parser: argparse.ArgumentParser) -> None:
     sparsified = sparsify(network)
     load_weights(args.source, network, sparsified, args.allow, args.entry, args.prefix, "--{}")
     write_weights(args.target, network)
-    print(
-        json.dumps(
-            {
-                "file": args.target,
-                "model": args.model,
-                "density": sparsified.density,
-                "nonzero": sparsified.nonzero,
-                "prunable": sparsified.prunable,
-            }
-        )
-    )
+    print(json.dumps({"file": args.target, "model": args.model, **sparsified.counts()}))
 
 
 def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:

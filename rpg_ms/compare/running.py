@@ -97,13 +97,8 @@ def run_missing(
 ) -> tuple[dict[Path, str], Optional[signal.Signals]]:
     """Run what is not finished, one after the other, with a line on stdout each; a failure ends no other.
 
-    Args:
-        runs: list of `rpg_ms.compare.grid.GridRun`.
-        output_dir: folder of the runs' folders.
-        write: called before the first run and after every run with the failures so far.
-
-    Returns:
-        `(failures, signal)`: why runs failed, by the run's folder; and the signal that stopped it, or None.
+    Returns `(failures, signal)`: why runs failed, by the run's folder; and the signal that stopped it, or None. `write`
+    is called with the failures so far before the first run and after every run.
     """
     failures = {}
     with _only_one_at_work(output_dir) as lock, Interruption() as interruption:

@@ -144,7 +144,9 @@ class OptimizerConfig(Group):
 
 
 class ScheduleConfig(Group):
-    name: Literal["cosine", "step", "linear", "constant"] = Field("cosine", description="Learning rate after warm-up.")
+    name: Literal["cosine", "step", "linear", "constant"] = Field(
+        "cosine", description="Learning-rate schedule after warm-up."
+    )
     warmup_epochs: float = Field(0.0, ge=0, description="Linear warm-up from 0 to the peak rate, epochs.")
     end_lr: float = Field(0.0, ge=0, description="Learning rate at the end of cosine and linear, per step.")
     milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
@@ -183,7 +185,7 @@ class PruningConfig(Group):
         None, ge=0, le=1, description="Share of weights first dropped and grown (α); null: the method's."
     )
     schedule: Optional[Literal[tuple(DENSITY_SCHEDULES)]] = Field(
-        None, description="Density over time; null: the method's."
+        None, description="Density schedule; null: the method's."
     )
     allocation: Optional[Literal[tuple(ALLOCATIONS)]] = Field(
         None, description="Density per layer; null: the method's."
@@ -285,20 +287,8 @@ class Config(Group):
 
 # The fields of a `Method` that are keys, each with its group and its attribute there.
 METHOD_KEYS: dict[str, tuple[str, str]] = {
-    **{
-        name: ("pruning", name)
-        for name in (
-            "schedule",
-            "allocation",
-            "start",
-            "drop",
-            "grow",
-            "alpha",
-            "update_every",
-            "prune_until",
-            "freeze_after",
-        )
-    },
+    **{name: ("pruning", name) for name in ("schedule", "allocation", "start", "drop", "grow", "alpha")},
+    **{name: ("pruning", name) for name in ("update_every", "prune_until", "freeze_after")},
     "rank_lambda": ("rank", "lambda_"),
     "rank_share": ("rank", "share"),
     "rank_delta": ("rank", "delta"),

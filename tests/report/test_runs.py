@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rpg_ms.report.layers import dead_filters
+from rpg_ms.report.runs import dead_filters
 
 
 def test_dead_filters():
