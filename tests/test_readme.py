@@ -36,7 +36,11 @@ COMMANDS = {
     "NODE_COUNT=2 NODE_RANK=1": MSRUN,
     "pip install -e .": "by hand",
     "pip install -e '.[onnx]'": "by hand",
+    "pip install -e '.[detection]'": "by hand",
     "rpg-ms recipes": "by hand",
+    "rpg-ms train --config maskrcnn_small_nuclei_80": "by hand",
+    "rpg-ms predict": "tests/test_predict.py",
+    "python eval.py": "tests/tasks/test_detection.py",
     "rpg-ms train --config quickstart --output_dir": "by hand",
     "rpg-ms train --config quickstart --resume": "tests/test_resume.py",
     "rpg-ms eval": "tests/test_front_doors.py",
@@ -177,7 +181,7 @@ def test_keys_and_configurations_of_commands_are_there(name):
             assert (PROJECT / f"config/{recipe}.yaml").is_file(), line
 
 
-@pytest.mark.parametrize("command", ["train", "eval", "export", "convert", "report", "compare", "recipes"])
+@pytest.mark.parametrize("command", ["train", "eval", "export", "convert", "report", "compare", "recipes", "predict"])
 def test_options_of_commands_are_there(command):
     shown = [line for name in TEXTS for line in commands(TEXTS[name]) if line.startswith(f"rpg-ms {command}")]
     described = subprocess.run(
