@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Optional
 
 import mindspore as ms
 import numpy as np
-from mindspore import nn
+from mindspore import nn, ops
 from PIL import Image
 
 from rpg_ms.data.coco import mask_functions
@@ -346,6 +346,6 @@ class _Deployed(nn.Cell):
         if self.normalize_input:
             images = (images / 255 - self.mean) / self.std
         made = ()
-        for output in self.network(images):  # nodes of their own: in ONNX an output can be nothing else besides
-            made += (output.reshape(output.shape),)
+        for output in self.network(images):  # none is negative; in ONNX what is used inside as well is no output
+            made += (ops.abs(output),)
         return made

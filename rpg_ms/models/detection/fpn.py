@@ -33,7 +33,7 @@ class ResNetBody(nn.Cell):
         float tensor `[batch, 3, size, size]`.
 
     Outputs:
-        A list of feature maps, one a stage.
+        A tuple of feature maps, one a stage.
     """
 
     def __init__(self, network: nn.Cell, max_pool: nn.Cell) -> None:
@@ -45,13 +45,13 @@ class ResNetBody(nn.Cell):
         for _, cell in self.cells_and_names():
             cell.__class__ = {BasicBlock: _BasicBlock, Bottleneck: _Bottleneck}.get(type(cell), type(cell))
 
-    def construct(self, images: Tensor) -> list[Tensor]:
+    def construct(self, images: Tensor) -> tuple[Tensor, ...]:
         first = self.layer1(self.max_pool(ops.relu(self.bn1(self.conv1(images)))))
         second = self.layer2(first)
         third = self.layer3(second)
         if self.layer4 is None:
-            return [first, second, third]
-        return [first, second, third, self.layer4(third)]
+            return first, second, third
+        return first, second, third, self.layer4(third)
 
 
 class FeaturePyramid(nn.Cell):
@@ -62,10 +62,10 @@ class FeaturePyramid(nn.Cell):
         channels: of all that comes out.
 
     Inputs:
-        A list of feature maps, the largest first.
+        A tuple of feature maps, the largest first.
 
     Outputs:
-        A list with one more, the largest first.
+        A tuple with one more, the largest first.
     """
 
     def __init__(self, channels_in: Sequence[int], channels: int) -> None:
@@ -74,16 +74,14 @@ class FeaturePyramid(nn.Cell):
         self.layer_blocks = nn.CellList([_convolution(channels, channels, 3) for _ in channels_in])
         self.halve = nn.MaxPool2d(1, 2)
 
-    def construct(self, stages: Sequence[Tensor]) -> list[Tensor]:
+    def construct(self, stages: Sequence[Tensor]) -> tuple[Tensor, ...]:
         last = len(stages) - 1
         inner = self.inner_blocks[last](stages[last])
-        levels = [self.layer_blocks[last](inner)]
+        levels = (self.layer_blocks[last](inner),)
         for i in range(last - 1, -1, -1):
             inner = self.inner_blocks[i](stages[i]) + ops.ResizeNearestNeighbor(stages[i].shape[2:])(inner)
-            levels.append(self.layer_blocks[i](inner))
-        levels = levels[::-1]
-        levels.append(self.halve(levels[last]))
-        return levels
+            levels = (self.layer_blocks[i](inner), *levels)
+        return (*levels, self.halve(levels[last]))
 
 
 class Backbone(nn.Cell):
@@ -93,7 +91,7 @@ class Backbone(nn.Cell):
         super().__init__()
         self.body, self.fpn = body, fpn
 
-    def construct(self, images: Tensor) -> list[Tensor]:
+    def construct(self, images: Tensor) -> tuple[Tensor, ...]:
         return self.fpn(self.body(images))
 
 

@@ -11,7 +11,7 @@ from mindspore.common.initializer import HeNormal
 
 from rpg_ms.models.detection.boxes import at_least, clip, columns, decode, encode, sides, take
 from rpg_ms.models.detection.matching import match, sample
-from rpg_ms.models.detection.rpn import box_loss, suppress
+from rpg_ms.models.detection.rpn import box_loss, suppress_each
 
 WEIGHTS = (10.0, 5.0)  # of shifts and sides in what is predicted
 OBJECT = 0.5  # intersection over union of a proposal with an object, from which it stands for it
@@ -152,7 +152,7 @@ class RoIHeads(nn.Cell):
         boxes = boxes * ops.expand_dims(fits, -1).astype(ms.float32)  # an empty box suppresses none
         # Side by side, boxes of different classes do not overlap.
         shifted = boxes + ops.expand_dims(label.astype(ms.float32), -1) * (self.image_size + 1)
-        stays = ops.stack([suppress(shifted[i], OVERLAP) for i in range(batch)])
+        stays = suppress_each(shifted, OVERLAP)
         score = score * ops.logical_and(stays, fits).astype(ms.float32)
         score, index = ops.TopK()(score, min(self.detections, score.shape[1]))
         is_detection = (score > 0).astype(ms.int32)

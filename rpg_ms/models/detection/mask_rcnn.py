@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Optional
 
 import mindspore as ms
@@ -58,11 +58,15 @@ class MaskRCNN(nn.Cell):
         keys = keys[:, self.anchors :]
         return (*first, *self.roi_heads.losses(features[:-1], proposals, found, boxes, labels, masks, keys))
 
-    def _proposing(self, images: Tensor) -> tuple[Sequence[Tensor], list[Tensor], list[Tensor]]:
+    def _proposing(self, images: Tensor) -> tuple[tuple[Tensor, ...], ...]:
         """Levels of the pyramid, logits and boxes on each, the latter in float32."""
         features = self.backbone(images)
         logits, deltas = self.rpn.head(features)
-        return features, [x.astype(ms.float32) for x in logits], [x.astype(ms.float32) for x in deltas]
+        wide_logits, wide_deltas = (), ()
+        for i in range(len(logits)):
+            wide_logits += (logits[i].astype(ms.float32),)
+            wide_deltas += (deltas[i].astype(ms.float32),)
+        return features, wide_logits, wide_deltas
 
     def convert_parts(self, convert: Callable[[nn.Cell], nn.Cell]) -> None:
         """Replace what has weights by `convert` of it, for mixed precision; boxes stay in float32."""

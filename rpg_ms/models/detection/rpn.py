@@ -30,6 +30,14 @@ def suppress(boxes: Tensor, overlap: float) -> Tensor:
     return ops.NMSWithMask(overlap)(ops.cat((boxes, order), 1))[2]
 
 
+def suppress_each(boxes: Tensor, overlap: float) -> Tensor:
+    """`suppress` for each image's boxes `[batch, n, 4]`: bool `[batch, n]`."""
+    stays = ()
+    for i in range(boxes.shape[0]):
+        stays += (suppress(boxes[i], overlap),)
+    return ops.stack(stays)
+
+
 def box_loss(predicted: Tensor, wanted: Tensor, counts: Tensor) -> Tensor:
     """Sum of the smooth L1 losses of rows `[..., 4]` for which `counts` `[...]` is true."""
     loss = ops.smooth_l1_loss(predicted, ops.stop_gradient(wanted), BETA, "none").sum(-1)
@@ -53,14 +61,14 @@ class RPNHead(nn.Cell):
         self.cls_logits = _convolution(channels, len(RATIOS), 1)
         self.bbox_pred = _convolution(channels, 4 * len(RATIOS), 1)
 
-    def construct(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        logits, deltas = [], []
+    def construct(self, features: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        logits, deltas = (), ()  # tuples everywhere: the ONNX export has no lists
         for feature in features:
             hidden = self.conv(feature)
             batch = hidden.shape[0]
-            logits.append(self.cls_logits(hidden).permute(0, 2, 3, 1).reshape(batch, -1))
+            logits += (self.cls_logits(hidden).permute(0, 2, 3, 1).reshape(batch, -1),)
             boxes = self.bbox_pred(hidden)
-            deltas.append(boxes.permute(0, 2, 3, 1).reshape(batch, -1, 4))
+            deltas += (boxes.permute(0, 2, 3, 1).reshape(batch, -1, 4),)
         return logits, deltas
 
 
@@ -86,15 +94,15 @@ class RegionProposalNetwork(nn.Cell):
         """The best proposals of each image, best first.
 
         Args:
-            logits: float32, a list of `[batch, n]`.
-            deltas: float32, a list of `[batch, n, 4]`.
+            logits: float32, a tuple of `[batch, n]`.
+            deltas: float32, a tuple of `[batch, n, 4]`.
             valid: float32 `[batch, 2]`, height and width of the images.
 
         Returns:
             Boxes `[batch, proposals, 4]`, and which of them are proposals, bool `[batch, proposals]`; where there are
             fewer, the others are empty boxes. No gradient goes through either.
         """
-        boxes, scores = [], []
+        boxes, scores = (), ()
         for i, anchors in enumerate(self.anchors):
             logit = ops.stop_gradient(logits[i])
             logit = ops.select(logit == logit, logit, ops.full_like(logit, LOWEST))  # NaN; ONNX export lacks isnan
@@ -103,9 +111,9 @@ class RegionProposalNetwork(nn.Cell):
             box = clip(box, valid)
             large = at_least(box, SMALLEST)
             box = box * ops.expand_dims(large, -1).astype(ms.float32)  # an empty box suppresses none
-            stays = ops.stack([suppress(box[j], OVERLAP) for j in range(box.shape[0])])
-            boxes.append(box)
-            scores.append(ops.select(ops.logical_and(stays, large), score, ops.full_like(score, LOWEST)))
+            stays = suppress_each(box, OVERLAP)
+            boxes += (box,)
+            scores += (ops.select(ops.logical_and(stays, large), score, ops.full_like(score, LOWEST)),)
         score, index = ops.TopK()(ops.cat(scores, 1), self.proposals)
         found = score > LOWEST
         box = take(ops.cat(boxes, 1), index) * ops.expand_dims(found, -1).astype(ms.float32)
