@@ -26,6 +26,7 @@ from rpg_ms.cells.masked import NothingMatches, set_topology
 from rpg_ms.errors import UserError
 from rpg_ms.files import working_folder
 from rpg_ms.models.compiling import compile_graph
+from rpg_ms.models.detection import MaskRCNN
 from rpg_ms.pruning import Pruner
 from rpg_ms.weights import load_weights
 
@@ -81,12 +82,15 @@ def _mixed_precision(network: nn.Cell, level: str) -> nn.Cell:
     """The network at an amp level.
 
     At O1 MindSpore writes its source anew into the current folder, and reads that when it compiles: it gets a
-    folder which is there until the process ends.
+    folder which is there until the process ends. What a detector does with boxes stays in float32.
     """
     folder = tempfile.TemporaryDirectory(prefix="rpg_ms-")
     atexit.register(folder.cleanup)
     with working_folder(folder.name):
-        return amp.auto_mixed_precision(network, level)
+        if not isinstance(network, MaskRCNN):
+            return amp.auto_mixed_precision(network, level)
+        network.convert_parts(lambda part: amp.auto_mixed_precision(part, level))
+        return network
 
 
 def learning_rates(config: Config, steps_per_epoch: int) -> list[float]:

@@ -15,6 +15,8 @@ from mindcv.models.mobilenetv2 import MobileNetV2
 from mindcv.models.resnet import ResNet
 from mindspore import nn
 
+from rpg_ms.models.detection.mask_rcnn import MaskRCNN
+
 NORMS = (
     nn.BatchNorm1d,
     nn.BatchNorm2d,
@@ -55,7 +57,18 @@ def _torchvision_mobilenet_v2(name: str) -> str:
 FAMILIES = (
     (ResNet, lambda name: re.sub(r"^classifier\.", "fc.", name.replace(".down_sample.", ".downsample."))),
     (MobileNetV2, _torchvision_mobilenet_v2),
+    (MaskRCNN, lambda name: name.replace(".down_sample.", ".downsample.")),
 )
+BODY = "backbone.body."  # where a detector has the network that a classifier's weights are for
+
+
+def _older_detector(name: str) -> str:
+    """torchvision's names before convolutions and activations became modules, which its published files have."""
+    name = re.sub(r"^(backbone\.fpn\.(?:inner|layer)_blocks\.\d+)\.0\.", r"\1.", name)
+    name = name.replace("rpn.head.conv.0.0.", "rpn.head.conv.")
+    return re.sub(
+        r"^roi_heads\.mask_head\.(\d+)\.0\.", lambda found: f"roi_heads.mask_head.mask_fcn{int(found[1]) + 1}.", name
+    )
 
 
 def pytorch_names(network: nn.Cell) -> dict[str, str]:
@@ -96,7 +109,10 @@ def _cells(prefix: str, cell: nn.Cell, above: tuple[nn.Cell, ...]) -> Iterator[t
 
 
 def namings(network: nn.Cell) -> list[dict[str, str]]:
-    """What the names in a file can be: a list of `{name in a file: Parameter's name}`."""
+    """What the names in a file can be: a list of `{name in a file: Parameter's name}`.
+
+    A detector takes files of detectors, with torchvision's newer or older names, and of classifiers, for its body.
+    """
     masks = {parameter.name for parameter in network.get_parameters() if parameter.name.endswith(MASK)}
     here, pytorch = {name: name for name in masks}, {}
     for name, places in all_names(network).items():
@@ -104,7 +120,13 @@ def namings(network: nn.Cell) -> list[dict[str, str]]:
             here[place] = pytorch[theirs] = name
             if f"{name}_mask" in masks:
                 here[f"{place}_mask"] = pytorch[f"{theirs}_mask"] = f"{name}_mask"
-    return [here, pytorch, getattr(network, "former_names", {})]
+    former = getattr(network, "former_names", {})
+    known = [here, pytorch, former]
+    if isinstance(network, MaskRCNN):
+        known.append({_older_detector(name): own for name, own in pytorch.items()})
+        for names in (here, pytorch):
+            known.append({name[len(BODY) :]: own for name, own in names.items() if name.startswith(BODY)})
+    return known
 
 
 def without_wrappers(name: str) -> str:

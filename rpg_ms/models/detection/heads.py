@@ -184,8 +184,8 @@ class RoIHeads(nn.Cell):
             boxes, labels, masks: see `DetectionLoss`.
             keys: `[batch, proposals + g]`, see `sample`.
         """
-        candidates = ops.concat((proposals, boxes), 1)
-        exists = ops.concat((found, labels > 0), 1)
+        candidates = ops.cat((proposals, boxes), 1)
+        exists = ops.cat((found, labels > 0), 1)
         positive, negative, of = match(candidates, boxes, labels, OBJECT, OBJECT, False)
         index, is_positive, is_sampled = sample(
             ops.logical_and(positive, exists), ops.logical_and(negative, exists), keys, self.rois, self.most_positive

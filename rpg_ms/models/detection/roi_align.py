@@ -60,14 +60,14 @@ class GatherAlign(nn.Cell):
 
     def construct(self, features: Sequence[Tensor], boxes: Tensor) -> Tensor:
         batch, channels = features[0].shape[:2]
-        rows = ops.concat([level.reshape(batch, channels, -1).astype(ms.float32) for level in features], 2)
+        rows = ops.cat([level.reshape(batch, channels, -1).astype(ms.float32) for level in features], 2)
         rows = rows.swapaxes(1, 2).reshape(batch * self.pixels, channels)
         boxes = ops.stop_gradient(boxes)
         step = max(1, CHUNK // (batch * self.output**2 * 4 * SAMPLES**2 * channels))
         parts = []
         for first in range(0, boxes.shape[1], step):
             parts.append(self._align(rows, boxes[:, first : first + step]))
-        pooled = parts[0] if len(parts) == 1 else ops.concat(parts, 1)
+        pooled = parts[0] if len(parts) == 1 else ops.cat(parts, 1)
         return (
             pooled.reshape(-1, self.output**2, channels).swapaxes(1, 2).reshape(-1, channels, self.output, self.output)
         )

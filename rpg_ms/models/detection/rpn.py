@@ -27,7 +27,7 @@ def suppress(boxes: Tensor, overlap: float) -> Tensor:
     count = boxes.shape[0]
     # MindSpore sorts by score on CPU and by nothing on Ascend: the order that the boxes have is what both must see.
     order = ops.arange(count, 0, -1, dtype=ms.float32).reshape(count, 1)
-    return ops.NMSWithMask(overlap)(ops.concat((boxes, order), 1))[2]
+    return ops.NMSWithMask(overlap)(ops.cat((boxes, order), 1))[2]
 
 
 def box_loss(predicted: Tensor, wanted: Tensor, counts: Tensor) -> Tensor:
@@ -106,9 +106,9 @@ class RegionProposalNetwork(nn.Cell):
             stays = ops.stack([suppress(box[j], OVERLAP) for j in range(box.shape[0])])
             boxes.append(box)
             scores.append(ops.select(ops.logical_and(stays, large), score, ops.full_like(score, LOWEST)))
-        score, index = ops.TopK()(ops.concat(scores, 1), self.proposals)
+        score, index = ops.TopK()(ops.cat(scores, 1), self.proposals)
         found = score > LOWEST
-        box = take(ops.concat(boxes, 1), index) * ops.expand_dims(found, -1).astype(ms.float32)
+        box = take(ops.cat(boxes, 1), index) * ops.expand_dims(found, -1).astype(ms.float32)
         return ops.stop_gradient(box), found
 
     def losses(
@@ -125,14 +125,14 @@ class RegionProposalNetwork(nn.Cell):
         positive, negative, of = match(self.all_anchors, boxes, labels, POSITIVE, NEGATIVE, True)
         index, is_positive, is_sampled = sample(positive, negative, keys, SAMPLED, MOST_POSITIVE)
         count = ops.maximum(is_sampled.astype(ms.float32).sum(), 1.0)
-        logit = take(ops.expand_dims(ops.concat(logits, 1), -1), index).squeeze(-1)
+        logit = take(ops.expand_dims(ops.cat(logits, 1), -1), index).squeeze(-1)
         loss = ops.binary_cross_entropy_with_logits(
             logit, is_positive.astype(ms.float32), ops.ones_like(logit), ops.ones_like(logit), "none"
         )
         loss = ops.select(is_sampled, loss, ops.zeros_like(loss)).sum() / count
         wanted = take(boxes, ops.gather_elements(of, 1, index))
         wanted = encode(wanted, ops.gather(self.all_anchors[0], index, 0), WEIGHTS)
-        return loss, box_loss(take(ops.concat(deltas, 1), index), wanted, is_positive) / count
+        return loss, box_loss(take(ops.cat(deltas, 1), index), wanted, is_positive) / count
 
 
 def _convolution(channels_in: int, channels: int, kernel: int) -> nn.Conv2d:
