@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 from mindcv.models.resnet import ResNet
 from mindspore import nn
@@ -25,28 +24,9 @@ SUFFIX = "_fpn"  # which torchvision's names have
 ANCHOR_STRIDES = 8  # side of the anchors of a level in strides, unless they are given
 
 
-class Settings(Protocol):
-    """What `create_detector` reads of the group `detection` of a configuration; see `DetectionSettings`."""
-
-    masks: bool
-    boxes_per_image: int
-    proposals: int
-    pre_nms_proposals: int
-    rois_per_image: int
-    detections: int
-    score_threshold: float
-    trainable_layers: int
-    norm: str
-    norm_epsilon: float
-    fpn_channels: int
-    hidden: int
-    anchor_sizes: tuple[float, ...]
-    roi_align: str
-
-
 @dataclass(frozen=True)
 class DetectionSettings:
-    """How a detector is built.
+    """How a detector is built. The group `detection` of a configuration has the same keys, and `model.masks` the first.
 
     Args:
         masks: whether it predicts masks.
@@ -83,7 +63,7 @@ class DetectionSettings:
 
 
 def create_detector(
-    name: str, classes: int, image_size: int, width: float = 1.0, settings: Settings = DetectionSettings()
+    name: str, classes: int, image_size: int, width: float = 1.0, settings: DetectionSettings = DetectionSettings()
 ) -> MaskRCNN:
     """A detector by name, with fresh weights.
 
@@ -92,7 +72,7 @@ def create_detector(
         classes: the background included: 91 for COCO by torchvision.
         image_size: height and width of the images.
         width: factor on the channels of a CIFAR ResNet.
-        settings: see `DetectionSettings`.
+        settings: a `DetectionSettings`, or anything with its attributes.
 
     Raises:
         UserError: an unknown network, one that is no residual network, or settings that do not fit it.
