@@ -173,6 +173,7 @@ def elementwise(net, x):
     gate = net.add("Clip", net.add("Add", raw, three), *limits)
     net.out(net.add("Div", net.add("Mul", raw, gate), six))
     net.out(net.add("Div", gate, six))
+    net.out(net.add("Max", net.add("Mul", net.constant(np.float32(0.1)), raw), raw))
     squeezed = net.add("ReduceMean", x, axes=[2, 3], keepdims=1)
     excited = net.add("Sigmoid", net.conv(net.add("Relu", net.conv(squeezed, 3, 8, 1, 1)), 8, 3, 1, 1))
     net.out(net.conv(net.add("Mul", raw, excited), 4, 8, 3, 3, pads=[1, 1, 1, 1]))
@@ -306,6 +307,15 @@ def test_layers_without_weights_and_single_pixels(tmp_path):
     found, wanted, told = outputs_of(net, tmp_path)
     agree(found, wanted)
     assert told["arena_bytes"] <= 4 * 16 * 8
+
+
+def test_single_pixels_after_a_concatenation(tmp_path):
+    net = Net(3, 2, 2)
+    one, other = net.conv("images", 4, 3, 2, 2, density=0.8), net.conv("images", 5, 3, 2, 2, density=0.8)
+    normal = [net.constant(np.float32(net.rng.uniform(0.5, 1.5, 9))) for _ in range(4)]
+    net.out(net.add("Relu", net.add("BatchNormalization", net.add("Concat", one, other, axis=1), *normal)))
+    found, wanted, _ = outputs_of(net, tmp_path)
+    agree(found, wanted)
 
 
 def test_a_network_that_is_constant_needs_nothing(tmp_path):

@@ -98,7 +98,7 @@ def _computed(proto: onnx.NodeProto, constants: dict[str, np.ndarray], model: on
 
 
 def _recognise_activations(graph: Graph) -> None:
-    """Replace `x sigmoid(x)`, `x relu6(x + 3) / 6` and `relu6(x + 3) / 6` by one node each."""
+    """Replace `x sigmoid(x)`, `x relu6(x + 3) / 6`, `relu6(x + 3) / 6` and `max(alpha x, x)` by one node each."""
     by_output = {node.outputs[0]: node for node in graph.nodes}
     for node in graph.nodes:
         argument = None
@@ -112,11 +112,24 @@ def _recognise_activations(graph: Graph) -> None:
                 argument = _gated(product, lambda name: _hard_gate(graph, by_output, name))
             if argument is not None:
                 node.kind, node.inputs = "HardSwish", [argument]
+        elif node.kind == "Max":
+            _recognise_leaky(graph, by_output, node)
         elif node.kind == "Mul":
             argument = _gated(node, lambda name: _argument(by_output, name, "Sigmoid"))
             if argument is not None:
                 node.kind, node.inputs = "Swish", [argument]
     _drop_unread(graph)
+
+
+def _recognise_leaky(graph: Graph, by_output: dict[str, Node], node: Node) -> None:
+    """Replace `max(alpha x, x)`, alpha at most 1."""
+    for scaled, argument in (node.inputs, node.inputs[::-1]) if len(node.inputs) == 2 else ():
+        product = by_output.get(scaled)
+        if product is not None and product.kind == "Mul" and argument in product.inputs:
+            alpha = graph.constants.get(product.inputs[1 - product.inputs.index(argument)])
+            if alpha is not None and alpha.size == 1 and alpha.item() <= 1:
+                node.kind, node.inputs, node.attributes = "LeakyRelu", [argument], {"alpha": alpha.item()}
+                return
 
 
 def _gated(product: Node, argument_of: Any) -> Optional[str]:

@@ -287,7 +287,10 @@ def _leading(value: Value) -> np.ndarray:
 
 
 def _listed(planes: np.ndarray, rest: tuple[int, ...], value: Value) -> Value:
-    return Value((*planes.shape, *rest), planes, value.space)
+    shape = (*planes.shape, *rest)
+    if value.space == POINT and all(n == 1 for n in shape[2:]):  # axes of one pixel belong to the planes again
+        planes = planes.reshape(shape[:2])
+    return Value(shape, planes, value.space)
 
 
 def _concat(lowering: Lowering, node: Node) -> Value:

@@ -70,7 +70,7 @@ typedef float net_loose __attribute__((vector_size(4 * NET_LANES), aligned(4), m
 #define NET_INLINE static inline __attribute__((always_inline))
 #define NET_LOAD(p) (*(const net_loose *)(p))
 #define NET_STORE(p, v) (*(net_loose *)(p) = (v))
-#define NET_ALL(number) ((net_vector){0} + (number))
+#define NET_ALL(number) ((number) - (net_vector){0}) /* x - 0 is x, so there is nothing to compute; 0 + x is not */
 #define NET_UNROLL _Pragma("GCC unroll 8")
 #else
 #define NET_LANES 8
