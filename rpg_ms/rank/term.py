@@ -53,7 +53,7 @@ def rank_term(weight: np.ndarray | Tensor, delta: float, backend: str = "gram") 
     weight = weight.asnumpy() if isinstance(weight, Tensor) else np.asarray(weight)
     if weight.ndim < 2 or not np.issubdtype(weight.dtype, np.floating):
         raise ValueError(
-            f"weight: {weight.dtype} of shape {weight.shape} is not floating point of two dimensions or more"
+            f"weight: {weight.dtype} of shape {weight.shape} is not floating point of two or more dimensions"
         )
     largest = np.abs(weight).max()
     if not np.isfinite(largest):
