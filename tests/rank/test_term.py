@@ -179,7 +179,7 @@ def test_failed_ops_svd_falls_back_to_lapack(monkeypatch, caplog):
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        ((np.ones(3), 0.1), "two dimensions or more"),
+        ((np.ones(3), 0.1), "two or more dimensions"),
         ((np.ones((2, 2), int), 0.1), "floating point"),
         ((np.ones((2, 2)), 0.0), "delta"),
         ((np.ones((2, 2)), 1.5), "delta"),
