@@ -28,7 +28,7 @@ def explain(error: ValidationError, sources: dict[Path, str], file_name: str) ->
     elif kind == "rule":
         text = f"{dotted(path)}: {first['msg']}"
     else:
-        schema = SCHEMAS[path]["items"] if index else SCHEMAS[path]
+        schema = _without_null(SCHEMAS[path])[0]["items"] if index else SCHEMAS[path]
         wanted = "a finite number" if kind == "finite_number" else _wanted(schema)
         text = f"{dotted(path)}{index}: {show(first['input'])} is not {wanted}"
     if source == f"--{dotted(path)}":

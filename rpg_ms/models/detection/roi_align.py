@@ -105,7 +105,7 @@ class GatherAlign(nn.Cell):
         last = ops.expand_dims(size, -1) - 1
         inside = ops.logical_and(place >= -1, place <= (last + 1).astype(ms.float32)).astype(ms.float32)
         place = ops.minimum(ops.relu(place), last.astype(ms.float32))
-        first = ops.minimum(ops.relu(ops.floor(place).astype(ms.int32)), last)
+        first = ops.minimum(ops.relu(ops.floor(place)).astype(ms.int32), last)
         share = place - first.astype(ms.float32)
         pixels = ops.stack((first, ops.minimum(first + 1, last)), -1)
         weights = ops.stack((inside * (1 - share), inside * share), -1) / SAMPLES
