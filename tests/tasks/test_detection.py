@@ -200,3 +200,26 @@ def test_predictions_for_pictures_of_any_size(folder, run):
             assert found["mask"]["size"] == [one["height"], one["width"]]
         scores = [found["score"] for found in one["objects"]]
         assert scores == sorted(scores, reverse=True)
+
+
+def test_an_exported_detector_is_compared_detection_by_detection(folder, run):
+    """In ONNX, by another runtime: the file is verified on 64 images before it gets its name."""
+    arguments = ["--config", "run/config.yaml", "--checkpoint_path", "run/last.ckpt", "--file_name", "net"]
+    printed = last_json(door("export.py", *arguments, "--file_format", "ONNX", cwd=folder, timeout=LONG))
+    assert 0 <= printed["max_abs_difference"] < 5e-5 * 64 and (folder / "net.onnx").exists()
+    refused(door("export.py", *arguments, "--file_format", "ONNX", "--softmax", cwd=folder), "--softmax")
+
+
+def test_detections_are_aligned_by_class_and_place(folder):
+    task = create_task(config(folder), ALONE)
+    rng = np.random.default_rng(0)
+    boxes = rng.uniform(0, 60, (1, 5, 4)).astype(np.float32)
+    scores, labels = np.float32([[0.9, 0.8, 0.8, 0.3, 0]]), np.int32([[1, 2, 1, 1, 0]])
+    masks = rng.random((1, 5, 28, 28)).astype(np.float32)
+    expected = task.expected_outputs((boxes, scores, labels, masks), False)
+    assert not any(one[0, 4].any() for one in expected)  # padding
+    order = [2, 1, 0, 3, 4]  # another runtime swaps two of nearly the same score
+    found = tuple(one[:, order] for one in expected)
+    assert all(np.array_equal(a, b) for a, b in zip(task.aligned(found, expected), expected))
+    lost = tuple(np.concatenate([one[:, 1:], 0 * one[:, :1]], 1) for one in expected)
+    assert (task.decisions(task.aligned(lost, expected)) != task.decisions(expected)).sum() == 1
