@@ -104,7 +104,7 @@ class RunFolder:
 
     def summary(self) -> Optional[dict[str, Any]]:
         """The summary of a finished run that goes on, or None; a changed configuration may have made it longer."""
-        return read_summary(self.path, self.config.task) if self.resume and not self.changes else None
+        return read_summary(self.path, self.config) if self.resume and not self.changes else None
 
     def open(self) -> None:
         """Make the folder, keep other processes out of it, and clear what does not go on.

@@ -81,7 +81,7 @@ def test_the_predictors_stay_dense_unless_told_otherwise(folder, masks):
     assert some.pruning.exclude == TASKS["detection"].exclude  # as the run's config.yaml shows
     task = create_task(some, ALONE)
     network, found = build.build_network(some, task)
-    excluded = [one.name.rpartition(".")[0] for one in found.skipped if one.reason.startswith("excluded")]
+    excluded = [name.rpartition(".")[0] for name, why in found.skipped.items() if why.startswith("excluded")]
     assert sorted(excluded) == sorted(PREDICTORS[: 5 if masks else 4])
     for name, _ in network.cells_and_names():  # what the network itself says of them
         if any(fnmatchcase(name, pattern) for pattern in network.predictors):
