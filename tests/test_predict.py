@@ -59,7 +59,7 @@ def test_the_classes_of_a_picture_of_any_size():
     ms.set_seed(0)
     network = task.network().set_train(False)
     outputs = network(ms.Tensor(task.inputs(3))).asnumpy()
-    wanted = task.expected_outputs(outputs, softmax=True)
+    (wanted,) = task.expected_outputs((outputs,), softmax=True)
     for i in range(3):
         image = task.dataset.test.image(i).convert("RGB")
         found = task.predict(network, image)["classes"]
