@@ -202,7 +202,7 @@ class Classification:
         """The likeliest classes of an RGB image, at most LIKELIEST, with their probabilities, as plain values."""
         inputs = apply(test_transform(self.config.data), {"image": image})["image"]
         logits = network.set_train(False)(ms.Tensor(inputs[None].astype(np.float32))).asnumpy()[:1]
-        probabilities = self.expected_outputs(logits, softmax=True)[0]
+        probabilities = self.expected_outputs((logits,), softmax=True)[0][0]
         names = self._class_names or [None] * len(probabilities)
         return {
             "classes": [
