@@ -22,6 +22,7 @@ def main():
     if len(sys.argv) != 3:
         sys.exit(f"usage: {__doc__.splitlines()[2].strip()}")
     lines = [json.loads(line) for line in Path(sys.argv[1]).read_text(encoding="utf-8").splitlines()]
+    lines = [line for line in lines if line["sparsity"] is not None]  # the others were pruned before
     files = list(dict.fromkeys(line["file"] for line in lines))
     figure, axes = pyplot.subplots(figsize=(7, 4))
     for color, file in zip(("tab:blue", "tab:orange", "tab:green", "tab:red"), files):
