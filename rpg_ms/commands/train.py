@@ -30,10 +30,10 @@ def main(parser: argparse.ArgumentParser) -> None:
     world.broadcast(network)
     step, rates = build.build_train_step(config, task, network, sparsified.layers, target, world)
     folder = RunFolder(config, args.resume is not None, args.allow_changes, args.overwrite, world.first)
-    summary = folder.summary()
-    if summary is None:
+    if folder.summary() is None:
         build.compile_step(config, task, network, step)
-        folder.open()
+    folder.open()
+    summary = folder.summary()
     world.check_same(summary is not None, f"{config.output_dir}: finished (1) or not (0)")
     if summary is None:
         print(

@@ -201,7 +201,7 @@ WIDTHS = {
     "8": ["-O1", "-march=native", "-DNET_LANES=8"],
     "16": ["-O1", "-march=native", "-DNET_LANES=16"],
     "plain": ["-O1", "-DNET_PLAIN", "-std=c99", "-pedantic"],
-    "threads": ["-O1", "-fopenmp"],
+    "threads": ["-O1", "-fopenmp", "-DNET_WORTH_THREADS=0"],
 }
 
 

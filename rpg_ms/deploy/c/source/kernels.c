@@ -79,10 +79,16 @@ typedef float net_loose __attribute__((vector_size(4 * NET_LANES), aligned(4), m
 #define NET_UNROLL
 #endif
 
+/* With OpenMP, loops of at least so many multiply-adds, or floats that are moved, are shared among threads: waking and
+ * awaiting them takes some microseconds. */
+#ifndef NET_WORTH_THREADS
+#define NET_WORTH_THREADS 500000
+#endif
 #ifdef _OPENMP
-#define NET_PARALLEL _Pragma("omp parallel for schedule(static)")
+#define NET_PRAGMA(text) _Pragma(#text)
+#define NET_PARALLEL(work) NET_PRAGMA(omp parallel for schedule(static) if ((work) >= NET_WORTH_THREADS))
 #else
-#define NET_PARALLEL
+#define NET_PARALLEL(work)
 #endif
 
 static inline int net_floor(int i, int step) { return i / step * step; }
@@ -283,7 +289,7 @@ NET_INLINE void net_rows_any(const int mode, float *arena, float *out, const net
     parts = tiles < 16 ? net_ceil(16, tiles) / tiles : 1;
     parts = parts < rows ? parts : rows;
 #endif
-    NET_PARALLEL
+    NET_PARALLEL((double)table[rows].i * vectors * NET_LANES)
     for (int item = 0; item < tiles * parts; item++) {
         int tile = item / parts, part = item % parts;
         int from = (int)((int64_t)vectors * tile / tiles), count = (int)((int64_t)vectors * (tile + 1) / tiles) - from;
@@ -366,7 +372,7 @@ static inline void net_blocks(float *arena, float *out, const net_word *table, i
     int groups = net_ceil(rows, 4) / 4, vectors = net_ceil(s->height * s->stride, NET_LANES) / NET_LANES;
     int tiles = net_ceil(vectors, NET_BLOCK) / NET_BLOCK;
     const net_word *bias = table + groups + 1, *entries = bias + 4 * (size_t)groups;
-    NET_PARALLEL
+    NET_PARALLEL(4.0 * table[groups].i * vectors * NET_LANES)
     for (int item = 0; item < groups * tiles; item++) {
         int group = item / tiles, tile = item % tiles; /* a group's weights stay in the cache for all tiles */
         int from = (int)((int64_t)vectors * tile / tiles), count = (int)((int64_t)vectors * (tile + 1) / tiles) - from;
@@ -394,7 +400,7 @@ static inline void net_blocks(float *arena, float *out, const net_word *table, i
 static inline void net_dots(int mode, const float *arena, float *out, const net_word *table, int rows, net_activation a) {
     const net_word *bias = table + rows + 1, *packed = bias + rows;
     const net_word *entries = mode == NET_PACKED ? packed + 3 * (size_t)rows + 1 : packed;
-    NET_PARALLEL
+    NET_PARALLEL(table[rows].i)
     for (int row = 0; row < rows; row++) {
         const net_word *entry = entries + 2 * (size_t)table[row].i, *end = entries + 2 * (size_t)table[row + 1].i;
         float sum[4] = {0, 0, 0, 0};
@@ -425,7 +431,7 @@ static inline void net_dots(int mode, const float *arena, float *out, const net_
 /* A dense layer that is not sparse, of `columns` numbers one behind the other. The table: bias float [rows], weight
  * float [rows, columns]. */
 static inline void net_matrix(const float *in, float *out, const net_word *table, int rows, int columns, net_activation a) {
-    NET_PARALLEL
+    NET_PARALLEL((double)rows * columns)
     for (int row = 0; row < rows; row++) {
         const net_word *weight = table + rows + (size_t)row * columns;
         float sum[16] = {0}, total = 0;
@@ -453,7 +459,7 @@ static inline void net_matrix(const float *in, float *out, const net_word *table
 static inline void net_phase(const float *in, float *out, const net_word *table, int planes, const net_shape *s, int in_stride,
                       int step_down, int step_right, int rows, int columns, float fill) {
     for (int i = 0; i < s->lead; i++) out[i - s->lead] = fill;
-    NET_PARALLEL
+    NET_PARALLEL((double)planes * s->plane)
     for (int p = 0; p < planes; p++) {
         const float *from = in + table[p].i;
         float *to = out + (size_t)p * s->plane;
@@ -475,7 +481,7 @@ static inline void net_phase(const float *in, float *out, const net_word *table,
 
 /* The mean of each plane of shape `s`: what lies between its pixels is zero. */
 static inline void net_mean(const float *arena, float *out, const net_word *table, int planes, const net_shape *s) {
-    NET_PARALLEL
+    NET_PARALLEL((double)planes * s->height * s->stride)
     for (int p = 0; p < planes; p++) {
         const float *x = arena + table[p].i;
         float sum[16] = {0}, total = 0;
@@ -490,7 +496,7 @@ static inline void net_mean(const float *arena, float *out, const net_word *tabl
 static inline void net_average(const float *arena, float *out, const net_word *table, int planes, const net_shape *s,
                         const net_shape *t, int high, int wide, int step_down, int step_right, int above, int left,
                         int gaps) {
-    NET_PARALLEL
+    NET_PARALLEL((double)planes * s->plane * high * wide)
     for (int p = 0; p < planes; p++) {
         float *to = out + (size_t)p * s->plane;
         memset(to, 0, sizeof(float) * (s->height * s->width == 1 ? 1 : net_ceil(s->height * s->stride, 16)));
@@ -512,7 +518,7 @@ static inline void net_average(const float *arena, float *out, const net_word *t
 static inline void net_gate(const float *arena, float *out, const net_word *table, int planes, const net_shape *s, int numbers,
                      int gaps) {
     int count = s->plane == 1 ? 1 : net_ceil(s->height * s->stride, 16);
-    NET_PARALLEL
+    NET_PARALLEL((double)planes * s->plane)
     for (int p = 0; p < planes; p++) {
         const float *x = arena + table[p].i, *gate = arena + table[planes + p].i;
         float *to = out + (size_t)p * s->plane, number = *gate;
