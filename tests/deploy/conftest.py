@@ -32,4 +32,5 @@ def task():
 
 @pytest.fixture(scope="module")
 def small():
+    ms.set_seed(0)
     return pruned(create_model("cifar_resnet8", 10, 1, width=0.25))
