@@ -50,11 +50,9 @@ class _Output:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """As the stream's own."""
         return self._try(self._stream.write, text)
 
     def flush(self) -> None:
-        """As the stream's own."""
         return self._try(self._stream.flush)
 
     def _try(self, call: Callable[..., Any], *arguments: Any) -> Any:
@@ -70,10 +68,9 @@ class _Output:
 def front_door(main: Callable[[], None]) -> None:
     """Run a command line's `main()`.
 
-    A `UserError` is printed as `PROG: error: LINE` on stderr and ends the program with status 2 (a
-    `RunStopped` with its own), as does a file or folder that the system refuses; Ctrl-C ends it with status 130,
-    a stdout that cannot be written with status 1. None shows a traceback. Any other exception is a defect and keeps
-    its traceback.
+    A `UserError` is printed as `PROG: error: LINE` on stderr and ends the program with status 2 (a `RunStopped` with
+    its own), as does a file or folder that the system refuses; Ctrl-C ends it with status 130, a stdout that cannot be
+    written with status 1. Any other exception is a defect and keeps its traceback.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):

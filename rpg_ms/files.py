@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Union
+
+from rpg_ms.errors import UserError
 
 UNFINISHED = ".unfinished-"  # how the folders begin in which files are written before they get their names
 
@@ -45,8 +47,43 @@ def atomic_path(path: Union[str, os.PathLike]) -> Iterator[Path]:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-        parent = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(parent)  # so that the rename itself survives a power cut
-        finally:
-            os.close(parent)
+        _flush_folder(path.parent)  # so that the rename itself survives a power cut
+
+
+@contextmanager
+def atomic_folder(path: Union[str, os.PathLike], own: Container[str]) -> Iterator[Path]:
+    """A path to write a folder to; what was written becomes `path`, safely on disk, when the block ends without error.
+
+    A folder that is there is replaced.
+
+    Args:
+        path: the folder.
+        own: the names of files that may be in a folder that is replaced.
+
+    Raises:
+        UserError: there is a file of that name, or a folder with other files.
+    """
+    path = Path(path)
+    foreign = [] if not path.is_dir() else sorted(name for name in os.listdir(path) if name not in own)
+    if foreign or (path.exists() and not path.is_dir()):
+        there = f"holds {foreign[0]}, which no export wrote" if foreign else "is a file"
+        raise UserError(f"--file_name: {path} {there}; choose another name")
+    with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=path.parent) as folder:
+        temporary = Path(folder) / path.name
+        yield temporary
+        for file in temporary.iterdir():
+            with open(file, "rb+") as written:
+                os.fsync(written.fileno())
+        _flush_folder(temporary)
+        if path.exists():
+            os.replace(path, Path(folder) / f"{path.name} before")
+        os.replace(temporary, path)
+        _flush_folder(path.parent)
+
+
+def _flush_folder(path: Path) -> None:
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -23,14 +23,13 @@ def read_json(path: Union[str, os.PathLike], wanted: Mapping[str, Kind]) -> Opti
         UserError: the file cannot be read, is not JSON, or lacks a name; names the file.
     """
     try:
-        values = parse_json(Path(path).read_bytes(), wanted)
+        return parse_json(Path(path).read_bytes(), wanted)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
-    return values
 
 
 def parse_json(text: bytes, wanted: Mapping[str, Kind]) -> dict[str, Any]:

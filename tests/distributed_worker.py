@@ -1,4 +1,4 @@
-"""What one rank does in test_distributed.py: python distributed_worker.py MODE FOLDER, under msrun.
+"""What one rank does in training/test_distributed.py: python distributed_worker.py MODE FOLDER, under msrun.
 
 Writes what it saw to FOLDER/rank_N.json.
 """

@@ -2,9 +2,11 @@
 
 from dataclasses import replace
 
+import numpy as np
 from mindspore import nn, ops
 
-from rpg_ms.cells import RankTerm
+from rpg_ms.cells import RankTerm, sparsify
+from rpg_ms.cells.masked import set_topology
 from rpg_ms.pruning import METHODS, Pruner
 
 
@@ -43,3 +45,12 @@ def rank_term(layers, weight=0.5, delta=0.2, backend="gram", every="update", den
     """The RankTerm of the convolutions, with `dense` of the dense layers as well; None for weight 0."""
     members = [layer for layer in layers if dense or layer.kind == "conv"]
     return RankTerm(members, weight, delta, backend, every, reduce) if weight else None
+
+
+def pruned(network, density=0.3):
+    """The network with that share of its weights, chosen at random, and its `Sparsified`."""
+    rng = np.random.default_rng(0)
+    found = sparsify(network)
+    for layer in found.layers:
+        set_topology(layer, layer.weight.asnumpy(), rng.random(layer.weight.shape) < density)
+    return network, found

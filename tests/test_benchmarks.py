@@ -17,8 +17,8 @@ def sparse_file(tmp_path):
     graph = helper.make_graph(
         [helper.make_node("Gemm", ["images", "w"], ["out"], transB=1)],
         "net",
-        [helper.make_tensor_value_info("images", TensorProto.FLOAT, (4, 5))],
-        [helper.make_tensor_value_info("out", TensorProto.FLOAT, (4, 3))],
+        [helper.make_tensor_value_info("images", TensorProto.FLOAT, (1, 5))],
+        [helper.make_tensor_value_info("out", TensorProto.FLOAT, (1, 3))],
         [numpy_helper.from_array(weight, "w")],
     )
     path = tmp_path / "net.onnx"
@@ -26,13 +26,18 @@ def sparse_file(tmp_path):
     return path
 
 
-def test_onnx_files_are_timed(sparse_file):
-    result = door("scripts/benchmark_onnx.py", sparse_file, "--seconds", 0.05, cwd=sparse_file.parent)
+@pytest.mark.parametrize("sparsity", [None, 0.5])
+def test_runtimes_are_timed(sparsity, sparse_file):
+    asked = [] if sparsity is None else ["--sparsity", sparsity]
+    result = door("scripts/benchmark_runtimes.py", sparse_file, "--seconds", 0.05, *asked, cwd=sparse_file.parent)
     assert result.returncode == 0, result.stderr
-    line = json.loads(result.stdout.splitlines()[0])
-    assert line["runtime"] == "onnxruntime" and line["batch"] == 4 and line["max_abs_difference"] == 0
-    assert line["sparse_ms"] > 0 and line["dense_ms"] > 0
-    assert line["sparse_images_per_s"] == pytest.approx(4000 / line["sparse_ms"], rel=0.5)
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
+    assert lines[0]["runtime"] == "onnxruntime" and lines[0]["times_faster"] == 1
+    assert "C" in [line["runtime"] for line in lines]
+    for line in lines:
+        assert line["sparsity"] == sparsity and line["relative_difference"] <= 1e-5
+        assert 0 < line["cpu_ms"] <= line["cpu_ms_median"] and 0 < line["wall_ms"] <= line["wall_ms_median"]
+        assert line["times_faster"] == pytest.approx(lines[0]["cpu_ms"] / line["cpu_ms"], abs=0.01)
 
 
 def test_the_data_pipeline_is_timed_against_the_step(tmp_path):
@@ -51,10 +56,11 @@ def test_the_data_pipeline_is_timed_against_the_step(tmp_path):
 @pytest.mark.parametrize(
     "name, arguments, word",
     [
-        ("benchmark_onnx.py", ["nowhere.onnx"], "nowhere.onnx"),
-        ("benchmark_onnx.py", [__file__], "is not an ONNX file"),
-        ("benchmark_onnx.py", ["x.onnx", "--seconds", "0"], "--seconds"),
-        ("benchmark_onnx.py", ["x.onnx", "--threads", "0"], "--threads"),
+        ("benchmark_runtimes.py", ["nowhere.onnx"], "nowhere.onnx"),
+        ("benchmark_runtimes.py", [__file__], "is not an ONNX file"),
+        ("benchmark_runtimes.py", ["x.onnx", "--seconds", "0"], "--seconds"),
+        ("benchmark_runtimes.py", ["x.onnx", "--threads", "0"], "--threads"),
+        ("benchmark_runtimes.py", ["x.onnx", "--sparsity", "1"], "--sparsity"),
         ("benchmark.py", ["walking"], "walking"),
     ],
 )

@@ -6,14 +6,10 @@ import shutil
 import subprocess
 import sys
 
-import mindspore as ms
 import numpy as np
 import pytest
-from mindspore import nn
 
 from conftest import PROJECT
-from networks import Net, pruner
-from rpg_ms.cells import SparseTrainStep, sparsify
 
 PAGE = (PROJECT / "docs/extending.md").read_text(encoding="utf-8")
 CONFIG = """
@@ -111,22 +107,3 @@ def test_a_score_a_method_a_network_a_dataset_a_task_and_an_export_format(projec
     with np.load(project / "network.npz") as file:
         nonzero = sum(np.count_nonzero(file[name]) for name in file if name.endswith("weight_mask"))
     assert nonzero == printed["nonzero"] == summary["nonzero"]
-
-
-def test_distillation(tmp_path, monkeypatch):
-    (tmp_path / "distillation_sketch.py").write_text(*code("Distillation, as a sketch"))  # graph mode reads the source
-    monkeypatch.syspath_prepend(tmp_path)
-    from distillation_sketch import Distilled
-
-    ms.set_context(mode=ms.GRAPH_MODE)
-    rng = np.random.default_rng(0)
-    images = ms.Tensor(rng.standard_normal((8, 2, 6, 6)), ms.float32)
-    labels = ms.Tensor(rng.integers(0, 3, 8), ms.int32)
-    network, teacher = Net(), Net()
-    before = [parameter.asnumpy().copy() for parameter in teacher.get_parameters()]
-    found = sparsify(network)
-    optimizer = nn.Momentum(network.trainable_params(), 0.05, 0.9)
-    step = SparseTrainStep(Distilled(network, teacher), optimizer, found.layers, pruner()).set_train()
-    losses = [float(step(images, labels).asnumpy()) for _ in range(12)]
-    assert losses[2] < losses[0] and found.nonzero == round(0.1 * found.prunable)
-    assert all(np.array_equal(parameter.asnumpy(), old) for parameter, old in zip(teacher.get_parameters(), before))

@@ -13,6 +13,8 @@ import yaml
 
 import image_files
 from doors import STEPS, TINY, door, last_json, refused
+from packed_arrays import same
+from rpg_ms.weights import read_weights
 
 
 @pytest.fixture(scope="module")
@@ -79,22 +81,14 @@ def test_eval_repeats_the_figure_to_the_digit(run):
         assert figures == summary
 
 
+def export(run, file_format, name, *options, checkpoint="out/last.ckpt"):
+    shared = ["--config", "tiny.yaml", "--checkpoint_path", checkpoint, "--file_format", file_format]
+    return door("export.py", *shared, "--file_name", name, *options, cwd=run)
+
+
 @pytest.mark.parametrize("options", [[], ["--dynamic_batch"]], ids=["fixed", "dynamic"])
 def test_export_mindir(run, options):
-    result = door(
-        "export.py",
-        "--config",
-        "tiny.yaml",
-        "--checkpoint_path",
-        "out/last.ckpt",
-        "--file_format",
-        "MINDIR",
-        "--file_name",
-        "exported/net",
-        *options,
-        cwd=run,
-    )
-    report = last_json(result)
+    report = last_json(export(run, "MINDIR", "exported/net", *options))
     summary = json.loads((run / "out/summary.json").read_text())
     assert report["max_abs_difference"] <= 1e-5
     assert [report[key] for key in ("top1", "density", "nonzero")] == [
@@ -118,23 +112,7 @@ def test_export_mindir(run, options):
 def test_export_onnx(run):
     import onnxruntime
 
-    result = door(
-        "export.py",
-        "--config",
-        "tiny.yaml",
-        "--checkpoint_path",
-        "out/last.ckpt",
-        "--file_format",
-        "ONNX",
-        "--file_name",
-        "onnx/net.onnx",
-        "--batch_size",
-        8,
-        "--normalize_input",
-        "--softmax",
-        cwd=run,
-    )
-    report = last_json(result)
+    report = last_json(export(run, "ONNX", "onnx/net.onnx", "--batch_size", 8, "--normalize_input", "--softmax"))
     beside = json.loads((run / "onnx/net.onnx.json").read_text())
     summary = json.loads((run / "out/summary.json").read_text())
     assert report["top1"] == beside["top1"] == summary["top1"] and report["max_abs_difference"] <= 1e-5
@@ -144,42 +122,30 @@ def test_export_onnx(run):
     assert outputs.shape == (8, beside["classes"]) and np.allclose(outputs.sum(1), 1)
 
 
-def test_air_is_for_ascend(run):
-    refused(
-        door(
-            "export.py",
-            "--config",
-            "tiny.yaml",
-            "--checkpoint_path",
-            "out/last.ckpt",
-            "--file_format",
-            "AIR",
-            "--file_name",
-            "net",
-            cwd=run,
-        ),
-        "AIR",
-        "Ascend",
+def test_export_packed(run):
+    """A packed file is the checkpoint in a tenth of its bytes: evaluated and exported as that."""
+    report = last_json(export(run, "PACKED", "net"))
+    summary = json.loads((run / "out/summary.json").read_text())
+    assert report["nonzero"] == summary["nonzero"] and report["density"] == summary["density"]
+    size = (run / "out/last.ckpt").stat().st_size
+    assert report["bytes"] == (run / "net.packed").stat().st_size < 0.2 * size
+    assert summary == last_json(door("eval.py", "--config", "tiny.yaml", "--checkpoint_path", "net.packed", cwd=run))
+    values = ms.load_checkpoint(str(run / "out/last.ckpt"))
+    assert same(
+        {name: value.asnumpy() for name, value in values.items() if isinstance(value, ms.Tensor) and ":" not in name},
+        read_weights(run / "net.packed"),
     )
+    report = last_json(export(run, "MINDIR", "from_packed/net", checkpoint="net.packed"))
+    assert report["density"] == summary["density"] and report["max_abs_difference"] <= 1e-5
+
+
+def test_air_is_for_ascend(run):
+    refused(export(run, "AIR", "net"), "AIR", "Ascend")
 
 
 def test_a_folder_is_no_name_for_an_exported_file(run):
     for file_format in ("MINDIR", "PACKED"):
-        refused(
-            door(
-                "export.py",
-                "--config",
-                "tiny.yaml",
-                "--checkpoint_path",
-                "out/last.ckpt",
-                "--file_format",
-                file_format,
-                "--file_name",
-                "exported/",
-                cwd=run,
-            ),
-            "--file_name: 'exported/' names a folder",
-        )
+        refused(export(run, file_format, "exported/"), "--file_name: 'exported/' names a folder")
 
 
 def test_evaluation_on_images_of_the_training_is_refused(run):

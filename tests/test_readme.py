@@ -27,7 +27,7 @@ ENGLISH, CHINESE = TEXTS["README.md"], TEXTS["README_CN.md"]
 
 # Every command that the texts show, by its beginning, and the test that runs it or one that differs in its values
 # alone. Those "by hand" were run as a new user would. MSRUN tests only the command line, for want of the devices.
-MSRUN = "tests/test_distributed.py"
+MSRUN = "tests/training/test_launch.py"
 COMMANDS = {
     "bash scripts/quickstart.sh": "tests/test_scripts.py",
     "bash scripts/test.sh": "by hand",
@@ -36,17 +36,21 @@ COMMANDS = {
     "NODE_COUNT=2 NODE_RANK=1": MSRUN,
     "pip install -e .": "by hand",
     "pip install -e '.[onnx]'": "by hand",
+    "pip install -e '.[detection]'": "by hand",
     "rpg-ms recipes": "by hand",
+    "rpg-ms train --config maskrcnn_small_nuclei_80": "by hand",
+    "rpg-ms predict": "tests/test_predict.py",
+    "python eval.py": "tests/tasks/test_detection.py",
     "rpg-ms train --config quickstart --output_dir": "by hand",
     "rpg-ms train --config quickstart --resume": "tests/test_resume.py",
     "rpg-ms eval": "tests/test_front_doors.py",
-    "rpg-ms export": "tests/deploy/test_export.py",
-    "rpg-ms convert": "tests/weights/test_convert.py",
+    "rpg-ms export": "tests/test_front_doors.py",
+    "rpg-ms convert": "tests/weights/test_pruned_elsewhere.py",
     "rpg-ms report": "tests/report/test_report.py",
-    "rpg-ms compare": "tests/test_compare.py",
+    "rpg-ms compare": "tests/compare/test_running.py",
     "python scripts/benchmark.py": "by hand",
     "python scripts/benchmark_data.py": "tests/test_benchmarks.py",
-    "python scripts/benchmark_onnx.py": "tests/test_benchmarks.py",
+    "python scripts/benchmark_runtimes.py": "tests/test_benchmarks.py",
     "python scripts/update_docs.py": "tests/test_readme.py",
     ".venv/bin/ruff": "by hand",
 }
@@ -177,7 +181,7 @@ def test_keys_and_configurations_of_commands_are_there(name):
             assert (PROJECT / f"config/{recipe}.yaml").is_file(), line
 
 
-@pytest.mark.parametrize("command", ["train", "eval", "export", "convert", "report", "compare", "recipes"])
+@pytest.mark.parametrize("command", ["train", "eval", "export", "convert", "report", "compare", "recipes", "predict"])
 def test_options_of_commands_are_there(command):
     shown = [line for name in TEXTS for line in commands(TEXTS[name]) if line.startswith(f"rpg-ms {command}")]
     described = subprocess.run(

@@ -3,21 +3,8 @@
 from __future__ import annotations
 
 from rpg_ms.cells.average import WeightAverage
-from rpg_ms.cells.masked import MaskedConv2d, MaskedDense, MaskedLayer, Skipped, Sparsified, sparsify
+from rpg_ms.cells.distilled import Distilled
+from rpg_ms.cells.masked import MaskedConv2d, MaskedDense, MaskedLayer, Sparsified, sparsify
 from rpg_ms.cells.rank_term import RankTerm
 from rpg_ms.cells.soft_threshold import SoftThreshold
 from rpg_ms.cells.train_step import SparseTrainStep, StepOptions
-
-__all__ = [
-    "MaskedConv2d",
-    "MaskedDense",
-    "MaskedLayer",
-    "RankTerm",
-    "Skipped",
-    "SoftThreshold",
-    "SparseTrainStep",
-    "Sparsified",
-    "StepOptions",
-    "WeightAverage",
-    "sparsify",
-]

@@ -15,23 +15,16 @@ class WeightAverage(nn.Cell):
     """An exponential moving average of a network's weights and statistics, exactly as sparse as the network.
 
     Masked weights are zero, so their averages decay to it; at a topology update they are set to zero at once
-    (`MaskState`).
-
-    Args:
-        network: the masked network.
-        decay: share of the average that is kept each step.
+    (`MaskState`). `decay` is the share of the average that is kept each step.
     """
 
     def __init__(self, network: nn.Cell, decay: float) -> None:
         super().__init__(auto_prefix=False)
         self.fresh = 1 - decay
         self.sources = ms.ParameterTuple([p for p in network.get_parameters() if p.is_floating_point()])
-        self.averages = ms.ParameterTuple(
-            [
-                ms.Parameter(ms.Tensor(p.asnumpy().copy()), name=f"average.{p.name}", requires_grad=False)
-                for p in self.sources
-            ]
-        )
+        self.averages = self.sources.clone("average")
+        for average in self.averages:
+            average.requires_grad = False
 
     def construct(self) -> bool:
         for average, source in zip(self.averages, self.sources):

@@ -64,9 +64,7 @@ class TaskGradients(nn.Cell):
 class InPieces:
     """`TaskGradients` of a whole batch, computed in equal pieces one after the other, to save memory.
 
-    Args:
-        task: TaskGradients whose `share` is one over the number of pieces.
-        pieces: how many; divides the batch.
+    `task.share` is one over the number of pieces, which divides the batch.
     """
 
     def __init__(self, task: TaskGradients, pieces: int) -> None:

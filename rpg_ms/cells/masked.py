@@ -31,11 +31,11 @@ class _Masked:
 
 
 class MaskedConv2d(_Masked, nn.Conv2d):
-    """`nn.Conv2d` with a `weight_mask`; takes and returns what `nn.Conv2d` does."""
+    """`nn.Conv2d` with a `weight_mask`."""
 
 
 class MaskedDense(_Masked, nn.Dense):
-    """`nn.Dense` with a `weight_mask`; takes and returns what `nn.Dense` does."""
+    """`nn.Dense` with a `weight_mask`."""
 
 
 @dataclass(frozen=True)
@@ -49,20 +49,11 @@ class MaskedLayer:
 
 
 @dataclass(frozen=True)
-class Skipped:
-    """A parameter of two or more dimensions that is not pruned, and why."""
-
-    name: str
-    shape: tuple[int, ...]
-    reason: str
-
-
-@dataclass(frozen=True)
 class Sparsified:
-    """What `sparsify` found: `layers` in the network's order, and what it `skipped`."""
+    """What `sparsify` found: `layers` in the network's order, and why it `skipped` which other weight."""
 
     layers: tuple[MaskedLayer, ...]
-    skipped: tuple[Skipped, ...]
+    skipped: dict[str, str]  # parameters of two or more dimensions, by name
 
     @property
     def prunable(self) -> int:
@@ -78,6 +69,10 @@ class Sparsified:
     def density(self) -> float:
         """Share of prunable positions whose mask is 1."""
         return self.nonzero / self.prunable
+
+    def counts(self) -> dict[str, float]:
+        """The three of them by name."""
+        return {name: getattr(self, name) for name in ("density", "nonzero", "prunable")}
 
     def mean_rank(self) -> float:
         """Numeric rank of the weights in percent of the full rank, mean over the layers; singular values, so slow."""
@@ -95,18 +90,13 @@ def sparsify(network: nn.Cell, exclude: Sequence[str] = ()) -> Sparsified:
     `MaskedDense`, other convolutions (1-D, 3-D, transposed, `mint`) and subclasses keep their class and gain
     the mask. Norm scales, biases and embeddings are never pruned (arXiv 2311.17493, section 4.1).
 
-    Args:
-        network: a Cell.
-        exclude: patterns with shell wildcards, matched against cell names ("conv1", "layer1.*").
-
-    Returns:
-        Sparsified.
+    `exclude` are patterns with shell wildcards, matched against cell names ("conv1", "layer1.*").
 
     Raises:
         NothingMatches: a pattern that matches no layer, or patterns that leave no layer to prune.
         ValueError: the network has no layer to prune, or a `weight_mask` of its own that is not such a mask.
     """
-    layers, skipped, seen, used = [], [], set(), set()
+    layers, skipped, seen, used = [], {}, set(), set()
     for cell_name, cell in network.cells_and_names():
         for attribute, parameter in list(cell.parameters_and_names(expand=False)):
             attribute = attribute.rsplit(".", 1)[-1]
@@ -127,17 +117,17 @@ def sparsify(network: nn.Cell, exclude: Sequence[str] = ()) -> Sparsified:
             else:
                 layers.append(MaskedLayer(cell_name, kind, parameter, _masked(cell_name, cell)))
                 continue
-            skipped.append(Skipped(parameter.name, tuple(parameter.shape), reason))
+            skipped[parameter.name] = reason
     unused = sorted(set(exclude) - used)
     if unused:
         raise NothingMatches(f"no prunable layer matches {', '.join(map(repr, unused))}")
     if not layers:
-        reasons = [entry.reason for entry in skipped if entry.reason.startswith(("frozen", "excluded"))]
+        reasons = [reason for reason in skipped.values() if reason.startswith(("frozen", "excluded"))]
         counts = ", ".join(f"{reasons.count(reason)} {reason}" for reason in dict.fromkeys(reasons))
         raise (NothingMatches if used else ValueError)(
             f"the network has no convolution or dense layer to prune{': ' if counts else ''}{counts}"
         )
-    return Sparsified(tuple(layers), tuple(skipped))
+    return Sparsified(tuple(layers), skipped)
 
 
 def set_topology(layer: MaskedLayer, weight: np.ndarray, mask: np.ndarray) -> None:

@@ -14,19 +14,11 @@ from rpg_ms.cells.soft_threshold import SoftThreshold
 
 
 class ApplyGradients(nn.Cell):
-    """An optimizer step on masked gradients.
+    """An optimizer step on masked gradients; arguments as of `SparseTrainStep` and its options.
 
     A weight that is zero, has no gradient and no optimizer state stays exactly zero under every optimizer offered
-    here, weight decay included: nothing needs to be masked after the step.
-
-    Args:
-        optimizer: a `mindspore.nn.Optimizer`.
-        layers: the MaskedLayers.
-        clip_norm: largest global norm of the masked gradient, or None.
-        scaler: a loss scaler to adjust, or None. With it, a step whose gradient is not finite is left out; the
-            learning-rate schedule goes on.
-        soft_threshold: the SoftThreshold whose latent weights the optimizer steps on, or None.
-        average: a WeightAverage to update, or None.
+    here, weight decay included: nothing needs to be masked after the step. With a loss scaler, a step whose gradient is
+    not finite is left out; the learning-rate schedule goes on.
     """
 
     def __init__(
@@ -48,9 +40,8 @@ class ApplyGradients(nn.Cell):
         self.masks = ms.ParameterTuple([layer.mask for layer in layers])
         self.mask_of = tuple(index.get(id(parameter), -1) for parameter in optimizer.parameters)
 
-    def construct(
-        self, finite: ms.Tensor, *gradients: ms.Tensor
-    ) -> ms.Tensor:  # one by one: graph mode takes a tuple for a constant and compiles anew
+    def construct(self, finite: ms.Tensor, *gradients: ms.Tensor) -> ms.Tensor:
+        # The gradients come one by one: graph mode takes a tuple for a constant and compiles anew.
         masked = ()
         for gradient, i in zip(gradients, self.mask_of):
             if i >= 0:
@@ -74,12 +65,7 @@ class ApplyGradients(nn.Cell):
 
 
 class MaskState(nn.Cell):
-    """Zeroes momentum, moments and any other per-weight state where the weight's mask is 0.
-
-    Args:
-        kept: pairs (state, the Parameter that it is kept of).
-        layers: the MaskedLayers.
-    """
+    """Zeroes per-weight state, given as pairs (state, the Parameter that it is kept of), where the mask is 0."""
 
     def __init__(self, kept: Iterable[tuple[ms.Parameter, ms.Parameter]], layers: Sequence[MaskedLayer]) -> None:
         super().__init__(auto_prefix=False)
@@ -95,7 +81,7 @@ class MaskState(nn.Cell):
 
 
 class ResetState(nn.Cell):
-    """Zeroes states: momentum, moments and any other that an optimizer keeps of its parameters."""
+    """Zeroes states."""
 
     def __init__(self, states: Sequence[ms.Parameter]) -> None:
         super().__init__(auto_prefix=False)
@@ -110,15 +96,10 @@ class ResetState(nn.Cell):
 def optimizer_state(optimizer: nn.Optimizer) -> list[tuple[ms.Parameter, ms.Parameter]]:
     """Pairs (state, the Parameter that it is kept of) of an optimizer's momentum, moments and the like."""
     parameters = {id(parameter) for parameter in optimizer.parameters}
-    pairs = [
-        (state, _owner(state, optimizer.parameters))
-        for state in optimizer.get_parameters()
-        if id(state) not in parameters
-    ]
-    return [(state, owner) for state, owner in pairs if owner is not None]
-
-
-def _owner(state: ms.Parameter, parameters: Iterable[ms.Parameter]) -> Optional[ms.Parameter]:
-    # "moments.head.fc.weight" is the state of "head.fc.weight", also where there is an "fc.weight".
-    owners = [p for p in parameters if state.name.endswith("." + p.name) and state.shape == p.shape]
-    return max(owners, key=lambda p: len(p.name), default=None)
+    pairs = []
+    for state in optimizer.get_parameters():
+        owners = [p for p in optimizer.parameters if state.name.endswith("." + p.name) and state.shape == p.shape]
+        if owners and id(state) not in parameters:
+            # "moments.head.fc.weight" is the state of "head.fc.weight", also where there is an "fc.weight".
+            pairs.append((state, max(owners, key=lambda p: len(p.name))))
+    return pairs

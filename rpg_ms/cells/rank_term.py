@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Optional
 
 import mindspore as ms
+import numpy as np
 from mindspore import nn, ops
 
 from rpg_ms.cells.masked import MaskedLayer
@@ -20,11 +21,12 @@ class RankTerm(nn.Cell):
 
     Args:
         layers: the MaskedLayers that take part; convolutions, as published, or dense layers as well.
-        weight: λ, above 0.
-        delta: error budget δ in (0, 1].
+        weight, delta: λ, above 0, and the error budget δ in (0, 1].
         backend: name in `rpg_ms.rank.BACKENDS`.
         every: "update" (the term steers regrowth only) or "step" (it also drives the weights).
         reduce: a Cell from gradients to their mean over the processes, or None for a single one.
+        share: the term's share in the score of regrowth (`mix`), in (0, 1), or None for the published sum; only where
+            the term steers regrowth alone.
 
     Inputs:
         *after: Tensors to be computed first, so that collectives keep one order in all processes.
@@ -33,7 +35,7 @@ class RankTerm(nn.Cell):
         `(L_rank, k of each layer, gradients of λ · L_rank)`.
 
     Raises:
-        ValueError: no layers, an unknown backend or `every`, or `delta` out of range.
+        ValueError: no layers, an unknown backend or `every`, or `delta` or `share` out of range.
     """
 
     def __init__(
@@ -44,27 +46,28 @@ class RankTerm(nn.Cell):
         backend: str = "gram",
         every: str = "update",
         reduce: Optional[nn.Cell] = None,
+        share: Optional[float] = None,
     ) -> None:
         super().__init__(auto_prefix=False)
         if not layers:
             raise ValueError("a rank term needs a layer to act on")
         if every not in ("update", "step"):
             raise ValueError(f"every: {every!r} is not update or step")
+        if share is not None and not (0 < share < 1 and every == "update"):
+            raise ValueError(f"share: {share!r} is not in (0, 1), or the term drives the weights")
         self.layers = layers
+        self.share = share
         self.weight = weight
         self.drives_weights = every == "step"
         self.rank_loss = RankLoss(delta, backend)
         self.weights = ms.ParameterTuple([layer.weight for layer in layers])
         self.reduce = reduce
-        self.value_and_grad = ops.value_and_grad(self.weighted, None, self.weights, has_aux=True)
-
-    def weighted(self) -> tuple[ms.Tensor, ms.Tensor, ms.Tensor]:
-        """`(λ · L_rank, L_rank, k)`."""
-        loss, ranks = self.rank_loss.loss_and_ranks(self.weights)
-        return self.weight * loss, loss, ranks
 
     def construct(self, *after: ms.Tensor) -> tuple[ms.Tensor, ms.Tensor, tuple[ms.Tensor, ...]]:
-        (_, loss, ranks), gradients = self.value_and_grad()
+        loss, ranks, unweighted = self.rank_loss(*self.weights)
+        gradients = ()
+        for gradient, weight in zip(unweighted, self.weights):
+            gradients += ((self.weight * gradient).astype(weight.dtype),)
         if self.reduce is not None:
             gradients = self.reduce((ops.depend(gradients[0], after), *gradients[1:]))
         return loss, ranks, gradients
@@ -80,3 +83,17 @@ def add_rank(
             gradient = gradient + rank_gradients[i]
         total += (gradient,)
     return total
+
+
+def mix(task: np.ndarray, rank: np.ndarray, share: float) -> np.ndarray:
+    """`(1 - share) task / ||task|| + share rank / ||rank||`, float32: the score of regrowth in a layer.
+
+    How large the two gradients are differs by orders of magnitude between networks, batches and times; `share` means
+    the same everywhere. A gradient that is all zero adds nothing.
+    """
+    mixed = np.zeros(task.shape, np.float32)
+    for gradient, part in ((task, 1 - share), (rank, share)):
+        norm = np.linalg.norm(gradient.astype(np.float64))
+        if norm > 0:
+            mixed += np.float32(part / norm) * gradient
+    return mixed

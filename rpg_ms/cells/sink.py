@@ -13,8 +13,7 @@ class SunkSteps(nn.Cell):
     A loop of the graph: unrolled, the graph would grow with the number of steps.
 
     Args:
-        plain_step: a Cell from a batch to a scalar float32 loss.
-        steps: how many.
+        plain_step: a Cell from a batch to a scalar loss.
 
     Inputs:
         *inputs: the batches, stacked: each tensor `[steps, ...]`.

@@ -20,36 +20,26 @@ class SoftThreshold(nn.Cell):
     come back when the masks are drawn anew. `s` rescales each output channel for what its mask has taken away:
     `1.01 / (mean |v| on the mask / mean |v| + 0.01)` (ST-3, arXiv 2212.01076, section 3, and the authors' code).
 
-    Args:
-        layers: the MaskedLayers.
-
-    Outputs:
-        True; the weights are assigned.
+    Called, it assigns the weights and returns True.
     """
 
     def __init__(self, layers: Sequence[MaskedLayer]) -> None:
         super().__init__(auto_prefix=False)
         self.weights = ms.ParameterTuple([layer.weight for layer in layers])
         self.masks = ms.ParameterTuple([layer.mask for layer in layers])
-        self.latents = ms.ParameterTuple(
-            [ms.Parameter(ms.Tensor(weight.asnumpy().copy()), name=f"latent.{weight.name}") for weight in self.weights]
-        )
-        self.thresholds = ms.ParameterTuple(
-            [
-                ms.Parameter(ms.Tensor(0.0, ms.float32), name=f"threshold.{weight.name}", requires_grad=False)
-                for weight in self.weights
-            ]
-        )
-        self.scales = ms.ParameterTuple(
-            [
-                ms.Parameter(
-                    ms.Tensor(np.ones((weight.shape[0],) + (1,) * (weight.ndim - 1), np.float32)),
-                    name=f"scale.{weight.name}",
-                    requires_grad=False,
-                )
-                for weight in self.weights
-            ]
-        )
+
+        def parameters(kind: str, values: Iterable[np.ndarray], trained: bool = False) -> ms.ParameterTuple:
+            return ms.ParameterTuple(
+                [
+                    ms.Parameter(ms.Tensor(value), name=f"{kind}.{weight.name}", requires_grad=trained)
+                    for weight, value in zip(self.weights, values)
+                ]
+            )
+
+        self.latents = parameters("latent", (weight.asnumpy().copy() for weight in self.weights), trained=True)
+        self.thresholds = parameters("threshold", (np.float32(0) for _ in self.weights))
+        shapes = (weight.shape[:1] + (1,) * (weight.ndim - 1) for weight in self.weights)
+        self.scales = parameters("scale", (np.ones(shape, np.float32) for shape in shapes))
 
     def construct(self) -> bool:
         for weight, latent, mask, threshold, scale in zip(

@@ -18,7 +18,7 @@ from rpg_ms.cells.average import WeightAverage
 from rpg_ms.cells.gradients import InPieces, TaskGradients
 from rpg_ms.cells.masked import MaskedLayer, set_topology
 from rpg_ms.cells.optimizer_step import ApplyGradients, MaskState, ResetState, optimizer_state
-from rpg_ms.cells.rank_term import RankTerm, add_rank
+from rpg_ms.cells.rank_term import RankTerm, add_rank, mix
 from rpg_ms.cells.sink import SunkSteps
 from rpg_ms.cells.soft_threshold import SoftThreshold
 from rpg_ms.errors import NotFinite
@@ -166,13 +166,7 @@ class SparseTrainStep(nn.Cell):
         return self.sink_size > 1 and self.in_pieces is None and not any(map(self._is_update, steps))
 
     def sink(self, batches: Sequence[Sequence[ms.Tensor]]) -> ms.Tensor:
-        """Train the next `sink_size` steps, on as many batches, in one graph: as that many calls, one dispatch.
-
-        Args:
-            batches: list of tuples of Tensors, `sink_size` of them, all of the same shapes.
-
-        Returns:
-            The losses, a float32 Tensor `[sink_size]`.
+        """Train the next steps on as many batches of equal shapes in one graph: the losses, float32 `[sink_size]`.
 
         Raises:
             ValueError: the number of batches, or a step that `can_sink` says cannot be one of them.
@@ -182,9 +176,8 @@ class SparseTrainStep(nn.Cell):
                 f"{len(batches)} batches after step {self.step_number} cannot be sunk; sink_size is {self.sink_size}"
             )
         self.record = None
-        losses = self.sunk_steps(
-            *(ms.Tensor(np.stack([tensor.asnumpy() for tensor in tensors])) for tensors in zip(*batches))
-        )
+        stacked = (ms.Tensor(np.stack([tensor.asnumpy() for tensor in tensors])) for tensors in zip(*batches))
+        losses = self.sunk_steps(*stacked)
         self.step_number += self.sink_size
         return losses
 
@@ -194,47 +187,55 @@ class SparseTrainStep(nn.Cell):
         """Make an update that is still waiting for a finite gradient, without regrowth: the target is met."""
         self.record = None
         if self.pruner is not None and self.pruner.pending:
-            self._update_topology(self.step_number, None, None)
+            self._update_topology(self.step_number, None, None, None)
 
     def _is_update(self, step: int) -> bool:
         return self.pruner is not None and self.pruner.is_due(step)
 
-    def _gradients(self, inputs: Sequence[ms.Tensor]) -> tuple:
-        return (self.in_pieces or self.task)(*inputs)
-
     def _step_in_pieces(self, inputs: Sequence[ms.Tensor]) -> ms.Tensor:
-        loss, gradients, finite = self._gradients(inputs)
+        loss, gradients, finite = self.in_pieces(*inputs)
         if self.driving_term is not None:
             gradients = add_rank(gradients, self.driving_term()[2], self.rank_of)
         self.apply_gradients(finite, *gradients)
         return loss
 
     def _update_step(self, step: int, inputs: Sequence[ms.Tensor]) -> ms.Tensor:
-        loss, gradients, finite = self._gradients(inputs)
+        loss, gradients, finite = (self.in_pieces or self.task)(*inputs)
         if not finite.asnumpy():
-            self.pruner.postpone()
+            self.pruner.pending = True
             self.apply_gradients(finite, *gradients)  # lowers the loss scale
             return loss
-        rank = None
+        rank = task = dense = None
+        ranked = self.pruner.needs_gradient(step)
         if self.rank_term is not None:
+            task = [gradients[i].asnumpy() for i in self.gradient_of] if ranked else None
             *rank, rank_gradients = self.rank_term()
-            gradients = add_rank(gradients, rank_gradients, self.rank_of)
-        dense = [gradients[i].asnumpy() for i in self.gradient_of] if self.pruner.needs_gradient(step) else None
-        self._update_topology(step, dense, rank)
+            if self.rank_term.share is None:
+                gradients = add_rank(gradients, rank_gradients, self.rank_of)
+            elif ranked:
+                of = [self.rank_of[i] for i in self.gradient_of]
+                share = self.rank_term.share
+                dense = [one if r < 0 else mix(one, rank_gradients[r].asnumpy(), share) for one, r in zip(task, of)]
+        if ranked and dense is None:
+            dense = [gradients[i].asnumpy() for i in self.gradient_of]
+        self._update_topology(step, dense, rank, task)
         if self.pruner.optimizer_rests:  # its learning-rate schedule does not
             ops.assign_add(self.optimizer.global_step, ms.Tensor([1], ms.int32))
         else:
             self.apply_gradients(finite, *gradients)
         return loss
 
-    def _update_topology(self, step: int, dense: Optional[list[np.ndarray]], rank: Optional[list]) -> None:
+    def _update_topology(
+        self, step: int, dense: Optional[list[np.ndarray]], rank: Optional[list], task: Optional[list[np.ndarray]]
+    ) -> None:
         """Let the pruner decide about the masks, and put them in place."""
         parameters = self.soft_threshold.latents if self.soft_threshold else [layer.weight for layer in self.layers]
         weights = [parameter.asnumpy() for parameter in parameters]
         for layer, weight, gradient in zip(self.layers, weights, dense or weights):
             if not (np.isfinite(weight).all() and np.isfinite(gradient).all()):
                 raise NotFinite(f"a weight or gradient of {layer.name} is not finite", step)
-        update = self.pruner.update(step, weights, [layer.mask.asnumpy().copy() for layer in self.layers], dense)
+        masks = [layer.mask.asnumpy().copy() for layer in self.layers]
+        update = self.pruner.update(step, weights, masks, dense, task)
         if self.soft_threshold:
             self.soft_threshold.set_masks(update.masks, self.pruner.method.allocation == "global")
         else:
@@ -268,7 +269,7 @@ class SparseTrainStep(nn.Cell):
             parameters.update({f"soft:{name}": value for name, value in self.soft_threshold.state().items()})
         if self.average is not None:
             parameters.update(self.average.state())
-        return parameters, {"step": self.step_number, **(self.pruner.state() if self.pruner is not None else {})}
+        return parameters, {"step": self.step_number, "pending": self.pruner is not None and self.pruner.pending}
 
     def load_state(self, parameters: dict[str, ms.Tensor], values: dict[str, Any]) -> None:
         """Go on from what `state` returned.
@@ -282,4 +283,4 @@ class SparseTrainStep(nn.Cell):
             ops.assign(parameter, found[name])
         self.step_number = values["step"]
         if self.pruner is not None:
-            self.pruner.load_state(values)
+            self.pruner.pending = values["pending"]

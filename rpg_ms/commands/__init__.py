@@ -18,6 +18,7 @@ from rpg_ms.errors import front_door
 COMMANDS = {
     "train": "train and prune a network",
     "eval": "evaluate a checkpoint",
+    "predict": "predict for pictures of one's own",
     "export": "export a checkpoint for deployment",
     "convert": "convert weights between PyTorch and MindSpore",
     "report": "report on training runs",

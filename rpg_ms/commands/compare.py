@@ -5,7 +5,7 @@ Every method at every density with every seed is one run of `rpg-ms train` in a 
 given again, does what is left. results.json, results.csv and results.md are written after every run,
 the figures at the end.
 
-The file's schedule, allocation, alpha, lambda and delta are those of its own method; another method has
+The file's density schedule, allocation, alpha, lambda and delta are those of its own method; another method has
 its published values, and its own calendar if it comes with one. --set and a variant's settings change both.
 
 Choose settings on a validation split, never on the test images: --set data.validation=0.1.

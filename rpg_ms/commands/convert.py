@@ -17,23 +17,18 @@ def main(parser: argparse.ArgumentParser) -> None:
 
     from rpg_ms.cells import sparsify
     from rpg_ms.models import create_model
+    from rpg_ms.models.detection import PREFIX, DetectionSettings, create_detector
     from rpg_ms.weights import load_weights, write_weights
 
-    network = create_model(args.model, args.num_classes, args.in_channels, args.image_size, args.width)
+    if args.model.startswith(PREFIX):
+        settings = DetectionSettings(masks=not args.no_masks)
+        network = create_detector(args.model, args.num_classes, args.image_size, args.width, settings)
+    else:
+        network = create_model(args.model, args.num_classes, args.in_channels, args.image_size, args.width)
     sparsified = sparsify(network)
     load_weights(args.source, network, sparsified, args.allow, args.entry, args.prefix, "--{}")
     write_weights(args.target, network)
-    print(
-        json.dumps(
-            {
-                "file": args.target,
-                "model": args.model,
-                "density": sparsified.density,
-                "nonzero": sparsified.nonzero,
-                "prunable": sparsified.prunable,
-            }
-        )
-    )
+    print(json.dumps({"file": args.target, "model": args.model, **sparsified.counts()}))
 
 
 def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
@@ -43,12 +38,15 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     parser.add_argument(
         "--to", dest="target", type=user_path, required=True, help="file to write, .ckpt or .safetensors"
     )
-    parser.add_argument("--num_classes", type=int, default=1000, help="width of the classifier (default 1000)")
+    parser.add_argument(
+        "--num_classes", type=int, default=1000, help="width of the classifier, of a detector with the background"
+    )
     parser.add_argument("--in_channels", type=int, default=3, help="channels of the images (default 3)")
     parser.add_argument(
         "--image_size", type=int, default=224, help="size of the images, where it matters (default 224)"
     )
     parser.add_argument("--width", type=float, default=1.0, help="factor on the channels of a CIFAR ResNet")
+    parser.add_argument("--no_masks", action="store_true", help="a detector predicts boxes alone, as Faster R-CNN")
     parser.add_argument(
         "--entry",
         help="which entry of a PyTorch checkpoint, a.b for one in another (default: the averaged weights, if any)",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from rpg_ms.config import add_shared_arguments, load_config
+from rpg_ms.config import add_checkpoint_arguments, config_of
 from rpg_ms.deploy.formats import FORMATS, VALUE_TYPES, Options, check_options, file_path, takers
 from rpg_ms.files import user_path
 
@@ -16,9 +16,7 @@ def main(parser: argparse.ArgumentParser) -> None:
     options = Options(args.batch_size, args.dynamic_batch, args.normalize_input, args.softmax, args.value_type)
     check_options(args.file_format, options)
     path = file_path(args.file_format, args.file_name)
-    config = load_config(
-        args.config, args.set, seed=args.seed, device_target=args.device_target, output_dir=args.output_dir
-    )
+    config = config_of(args)
 
     from rpg_ms.deploy.export import export
     from rpg_ms.tasks import create_task
@@ -37,11 +35,7 @@ def main(parser: argparse.ArgumentParser) -> None:
 
 def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """The command's arguments."""
-    add_shared_arguments(parser)
-    parser.add_argument(
-        "--checkpoint_path", type=user_path, required=True, help="checkpoint of a training run, or a file of weights"
-    )
-    parser.add_argument("--ema", action="store_true", help="take the moving average of the weights (train.ema_decay)")
+    add_checkpoint_arguments(parser)
     parser.add_argument("--file_format", choices=tuple(FORMATS), default="MINDIR")
     parser.add_argument(
         "--file_name", type=user_path, required=True, help="file to write; the extension may be left out"

@@ -6,26 +6,20 @@ import argparse
 import json
 import os
 
-from rpg_ms.config import add_shared_arguments, load_config
+from rpg_ms.config import add_shared_arguments, config_of
 from rpg_ms.files import user_path
 
 
 def main(parser: argparse.ArgumentParser) -> None:
     """Train a configuration to the end, or let a run go on."""
     args = parse(parser)
-    resume = args.resume is not None
-    config = load_config(
-        args.config,
-        args.set,
-        seed=args.seed,
-        device_target=args.device_target,
-        output_dir=args.output_dir if args.resume in (None, "auto") else args.resume,
-    )
+    config = config_of(args, **({} if args.resume in (None, "auto") else {"output_dir": args.resume}))
 
     from rpg_ms.tasks import create_task
     from rpg_ms.training import build, device, distributed
     from rpg_ms.training.loop import train
-    from rpg_ms.training.run_folder import NoFolder, RunFolder, may_train
+    from rpg_ms.training.run_folder import RunFolder
+    from rpg_ms.training.session import Session
 
     target = device.set_up(config)
     world = distributed.join()
@@ -35,14 +29,10 @@ def main(parser: argparse.ArgumentParser) -> None:
     network, sparsified = build.build_network(config, task, config.model.pretrained)
     world.broadcast(network)
     step, rates = build.build_train_step(config, task, network, sparsified.layers, target, world)
-    if may_train(config, resume, args.allow_changes, args.overwrite):
+    folder = RunFolder(config, args.resume is not None, args.allow_changes, args.overwrite, world.first)
+    if folder.summary() is None:
         build.compile_step(config, task, network, step)
-    folder = (
-        RunFolder(config, resume, args.allow_changes, args.overwrite)
-        if world.first
-        else NoFolder(config, resume, args.allow_changes)
-    )
-    world.barrier()  # the first process has made the folder ready
+    folder.open()
     summary = folder.summary()
     world.check_same(summary is not None, f"{config.output_dir}: finished (1) or not (0)")
     if summary is None:
@@ -54,7 +44,7 @@ def main(parser: argparse.ArgumentParser) -> None:
         note = build.idle_rank_term(config, step)
         if note is not None:
             print(note, flush=True)
-        summary = train(config, task, network, sparsified, step, rates, folder, world)
+        summary = train(Session(config, task, network, sparsified, step, rates, folder, world))
     print(json.dumps(summary))
 
 

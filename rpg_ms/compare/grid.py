@@ -25,19 +25,12 @@ SHARED_KEYS = {
     key: "--set, for all methods alike"
     for key in ("task", "data.name", "data.root", "data.limit", "data.validation", "device_target")
 }
-
-
 # What a method is: a file's values hold for the file's own method, the others have those of their rows.
-METHOD_SETTINGS = (
-    "pruning.schedule=null",
-    "pruning.allocation=null",
-    "pruning.start=null",
-    "pruning.drop=null",
-    "pruning.grow=null",
-    "pruning.alpha=null",
+METHOD_SETTINGS = [
+    *(f"pruning.{key}=null" for key in ("schedule", "allocation", "start", "drop", "grow", "alpha")),
     "rank.lambda=null",
     "rank.delta=null",
-)
+]
 
 
 @dataclass(frozen=True)
@@ -51,21 +44,13 @@ class Entry:
 
 @dataclass(frozen=True)
 class GridRun:
-    """One training run of a comparison.
-
-    Args:
-        entry: its row in the table.
-        density: share of the prunable weights that stay, fraction.
-        seed: seed of all random numbers.
-        config: the run's resolved configuration; `config.output_dir` is its folder.
-        arguments: those of train.py that start the run or let it go on.
-    """
+    """One training run of a comparison; `entry` is its row in the table."""
 
     entry: Entry
     density: float
     seed: int
-    config: Config
-    arguments: tuple[str, ...]
+    config: Config  # resolved; its `output_dir` is the run's folder
+    arguments: tuple[str, ...]  # of `rpg-ms train`, which start the run or let it go on
 
     @property
     def folder(self) -> Path:
@@ -83,7 +68,7 @@ class GridRun:
 
     def summary(self) -> Optional[dict[str, Any]]:
         """The figures of the finished run, or None."""
-        return read_summary(self.folder, self.config.task)
+        return read_summary(self.folder, self.config)
 
 
 def percent(fraction: float) -> str:
@@ -128,8 +113,8 @@ def plan(
     """The runs of a comparison, seed by seed: a table of one seed is complete before the next seed begins.
 
     A method that does not prune has one run a seed, at density 1. An entry's settings win over `settings`, and
-    these over the file. What the file says of its own method (its α, λ, schedule ...) is not taken over by other
-    methods, whose published values are in `rpg_ms.pruning.methods`. Its calendar is, except by methods with one
+    these over the file. What the file says of its own method (its α, λ, density schedule ...) is not taken over by
+    other methods, whose published values are in `rpg_ms.pruning.methods`. Its calendar is, except by methods with one
     of their own.
 
     Raises:
@@ -160,7 +145,7 @@ def plan(
 def _own_values(row: Method, of_file: Method) -> list[str]:
     """Settings that put a method's own values in place of a file's, which are of the method `of_file`."""
     plain = {field.name: field.default for field in fields(Method)}
-    settings = list(METHOD_SETTINGS)
+    settings = METHOD_SETTINGS.copy()
     if row.update_every != plain["update_every"]:
         settings.append("pruning.update_every=null")
     if row.update_every != plain["update_every"] or row.start != plain["start"]:
@@ -188,33 +173,20 @@ def _run(
         config = load_config(config_file, overrides, seed=seed, device_target=device_target, output_dir=folder)
     except UserError as error:
         raise UserError(f"{entry.label}: {error}") from None
-    device = () if device_target is None else ("--device_target", device_target)
-    arguments = (
-        "--config",
-        config_file,
-        "--resume",
-        "auto",
-        "--set",
-        *overrides,
-        "--seed",
-        str(seed),
-        *device,
-        "--output_dir",
-        folder,
-    )
-    return GridRun(entry, density, seed, config, arguments)
+    arguments = ("--config", config_file, "--resume", "auto", "--set", *overrides, "--seed", str(seed))
+    if device_target is not None:
+        arguments += ("--device_target", device_target)
+    return GridRun(entry, density, seed, config, (*arguments, "--output_dir", folder))
 
 
 def _check_folder(run: GridRun) -> None:
     path = run.folder / "config.yaml"
-    if run.begun:
-        changes = other_configuration(path, run.config)
-        if changes:
-            raise UserError(
-                f"{path}: the run began with another configuration: {changes}; give the method "
-                "another label, or the comparison another --output_dir"
-            )
-    elif lost_configuration(run.folder):
+    if run.begun and (changes := other_configuration(path, run.config)):
+        raise UserError(
+            f"{path}: the run began with another configuration: {changes}; give the method "
+            "another label, or the comparison another --output_dir"
+        )
+    if lost_configuration(run.folder):
         raise UserError(f"{run.folder}: a run without config.yaml: with which settings is unknown")
     run.summary()  # refused here if it is damaged, before anything runs
 

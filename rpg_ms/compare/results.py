@@ -11,6 +11,7 @@ import io
 import json
 import os
 import platform
+import re
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -23,7 +24,7 @@ from rpg_ms.compare.grid import GridRun, percent
 from rpg_ms.errors import UserError
 from rpg_ms.files import atomic_path
 from rpg_ms.json_files import read_json
-from rpg_ms.tasks import TASKS, Figure
+from rpg_ms.tasks import TASKS, Figure, figures_of
 
 FIGURES = ("rank", "density", "nonzero", "prunable", "steps", "seconds")  # of every task, after its own
 
@@ -43,35 +44,21 @@ RANKS_ARE = (
 
 def environment() -> dict:
     """The machine and the versions of what computes on it."""
+    text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    models = re.findall(r"^model name\s*: (.*)", text, re.MULTILINE)
     return {
         "machine": {
-            "cpu": _cpu_model(),
+            "cpu": models[0] if models else platform.processor() or platform.machine(),
             "cores": len(os.sched_getaffinity(0)),
             "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
             "platform": platform.platform(),
         },
         "versions": {
             "python": platform.python_version(),
-            **{name: _version(name) for name in ("mindspore", "numpy", "mindcv")},
+            **{name: metadata.version(name) for name in ("mindspore", "numpy", "mindcv")},
             "rpg_ms": rpg_ms.__version__,
         },
     }
-
-
-def _cpu_model() -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        text = ""
-    models = [line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")]
-    return models[0] if models else platform.processor() or platform.machine()
-
-
-def _version(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return "unknown"
 
 
 def collect(
@@ -79,12 +66,7 @@ def collect(
 ) -> dict[str, Any]:
     """The document of a comparison, from what lies in the runs' folders.
 
-    Args:
-        runs: list of `rpg_ms.compare.grid.GridRun`.
-        failures: why runs failed, by the run's folder.
-        command: the command line, as one string.
-        config_file: file of the configuration.
-        settings: the `--set` values that all runs share.
+    `failures` says why runs failed, by the run's folder; `settings` are the `--set` values that all runs share.
     """
     environments, lines, dates = [], [], []
     for run in runs:
@@ -98,7 +80,7 @@ def collect(
         summary = run.summary()
         if summary is not None:
             line["status"] = "finished"
-            names = (*(figure.name for figure in TASKS[run.config.task].figures), *FIGURES)
+            names = (*(figure.name for figure in figures_of(run.config)), *FIGURES)
             line.update({name: summary[name] for name in names if name in summary})
             line["environment"] = _index(environments, run.folder / "environment.json")
             dates.append(os.path.getmtime(run.folder / "summary.json"))
@@ -112,6 +94,7 @@ def collect(
         "config": config_file,
         "settings": list(settings),
         "task": runs[0].config.task,
+        "figure": figures_of(runs[0].config)[0].name,
         "evaluated_on": "validation" if runs[0].config.data.validation > 0 else "test",
         "date": time.strftime("%Y-%m-%d", time.gmtime(max(dates, default=None))),
         "environments": environments,
@@ -151,28 +134,27 @@ def write(document: Mapping[str, Any], folder: Union[str, os.PathLike]) -> None:
 
 def draw(runs: Sequence[GridRun], folder: Union[str, os.PathLike]) -> list[str]:
     """Write the report on the finished runs into a folder; returns what is missing from it, a line each."""
-    finished = [run for run in runs if run.summary() is not None]
-    if not finished:
-        return []
-    loaded, problems = [], []
-    try:
-        from rpg_ms.report import load_run, write_report
+    from rpg_ms.report import load_run, write_report
 
-        for run in finished:
+    loaded, problems = [], []
+    for run in runs:
+        if run.summary() is not None:
             try:
                 loaded.append(load_run(run.folder, run.entry.label))
             except UserError as error:
                 problems.append(str(error))
-        if loaded:
+    if loaded:
+        try:
             write_report(loaded, folder)
-    except (UserError, ImportError) as error:
-        problems.append(f"any run: {error}")
+        except UserError as error:
+            problems.append(f"any run: {error}")
     return problems
 
 
 def figure_of(document: Mapping[str, Any]) -> Figure:
     """What the tables of a document compare; documents of earlier versions are of classification."""
-    return TASKS[document.get("task", "classification")].figure
+    figures = TASKS[document.get("task", "classification")].figures
+    return next((figure for figure in figures if figure.name == document.get("figure")), figures[0])
 
 
 def means(document: Mapping[str, Any]) -> list:
@@ -241,26 +223,14 @@ def section(document: Mapping[str, Any]) -> str:
 
 def place(found: Mapping[str, Any]) -> str:
     """An `environment()` in words."""
-    machine, versions = found["machine"], found["versions"]
+    machine = found["machine"]
     cores = f"{machine['cores']} core{'s' if machine['cores'] > 1 else ''}"
-    return ", ".join(
-        [
-            machine["cpu"],
-            cores,
-            f"{machine['memory_gb']} GB of memory",
-            machine["platform"],
-            *(f"{name} {version}" for name, version in versions.items()),
-        ]
-    )
+    versions = [f"{name} {version}" for name, version in found["versions"].items()]
+    return ", ".join([machine["cpu"], cores, f"{machine['memory_gb']} GB of memory", machine["platform"], *versions])
 
 
 def table(document: Mapping[str, Any], language: str) -> str:
-    """The Markdown table of the task's figure: a row for every label, a column for every sparsity.
-
-    Args:
-        document: as `collect` makes it.
-        language: "en" or "cn"; the numbers are the same.
-    """
+    """The Markdown table of the task's figure, a row for every label, a column for every sparsity; "en" or "cn"."""
     words, runs, figure = WORDS[language], document["runs"], figure_of(document).name
     labels, densities, cells = _grid(runs)
     best = {density: _best([cells[label, density] for label in labels], figure) for density in densities}

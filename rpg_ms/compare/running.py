@@ -19,7 +19,7 @@ from rpg_ms.compare.grid import GridRun
 from rpg_ms.compare.results import environment
 from rpg_ms.errors import UserError
 from rpg_ms.files import atomic_path
-from rpg_ms.tasks import TASKS
+from rpg_ms.tasks import figures_of
 
 
 @contextmanager
@@ -97,13 +97,8 @@ def run_missing(
 ) -> tuple[dict[Path, str], Optional[signal.Signals]]:
     """Run what is not finished, one after the other, with a line on stdout each; a failure ends no other.
 
-    Args:
-        runs: list of `rpg_ms.compare.grid.GridRun`.
-        output_dir: folder of the runs' folders.
-        write: called before the first run and after every run with the failures so far.
-
-    Returns:
-        `(failures, signal)`: why runs failed, by the run's folder; and the signal that stopped it, or None.
+    Returns `(failures, signal)`: why runs failed, by the run's folder; and the signal that stopped it, or None. `write`
+    is called with the failures so far before the first run and after every run.
     """
     failures = {}
     with _only_one_at_work(output_dir) as lock, Interruption() as interruption:
@@ -126,7 +121,7 @@ def run_missing(
 
 
 def _in_words(run: GridRun) -> str:
-    summary, figure = run.summary(), TASKS[run.config.task].figure
+    summary, figure = run.summary(), figures_of(run.config)[0]
     return f"{figure.label} {summary[figure.name]:.2f} {figure.unit}, {summary['seconds'] / 60:.1f} min"
 
 

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from rpg_ms.config.command_line import OneLineParser, add_config_and_device, add_shared_arguments
+from rpg_ms.config.command_line import (
+    OneLineParser,
+    add_checkpoint_arguments,
+    add_config_and_device,
+    add_shared_arguments,
+    config_of,
+)
 from rpg_ms.config.explaining import reference_table
 from rpg_ms.config.keys import (
     METHOD_KEYS,
@@ -10,6 +16,7 @@ from rpg_ms.config.keys import (
     CheckpointConfig,
     Config,
     DataConfig,
+    DetectionConfig,
     ModelConfig,
     OptimizerConfig,
     PruningConfig,
@@ -18,26 +25,3 @@ from rpg_ms.config.keys import (
     TrainConfig,
 )
 from rpg_ms.config.loading import changed_keys, dump_config, find_recipe, load_config, recipes
-
-__all__ = [
-    "METHOD_KEYS",
-    "SCHEMAS",
-    "CheckpointConfig",
-    "Config",
-    "DataConfig",
-    "ModelConfig",
-    "OneLineParser",
-    "OptimizerConfig",
-    "PruningConfig",
-    "RankConfig",
-    "ScheduleConfig",
-    "TrainConfig",
-    "add_config_and_device",
-    "add_shared_arguments",
-    "changed_keys",
-    "dump_config",
-    "find_recipe",
-    "load_config",
-    "recipes",
-    "reference_table",
-]

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from typing import NoReturn, Optional
 
 from rpg_ms.config.explaining import printable
-from rpg_ms.config.keys import SCHEMAS
+from rpg_ms.config.keys import SCHEMAS, Config
+from rpg_ms.config.loading import load_config
 from rpg_ms.errors import one_line
 from rpg_ms.files import user_path
 
@@ -45,7 +46,7 @@ def add_config_and_device(parser: argparse.ArgumentParser) -> None:
 
 
 def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that every command on a configuration takes: the arguments of `load_config`."""
+    """Add the flags that every command on a configuration takes, which `config_of` reads."""
     add_config_and_device(parser)
     parser.add_argument(
         "--set",
@@ -57,3 +58,18 @@ def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--output_dir", type=user_path, metavar="DIR", help="folder of the run")
     parser.add_argument("--seed", type=int, metavar="N", help="seed of all random numbers")
+
+
+def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of a command on a checkpoint."""
+    add_shared_arguments(parser)
+    parser.add_argument(
+        "--checkpoint_path", type=user_path, required=True, help="checkpoint of a training run, or a file of weights"
+    )
+    parser.add_argument("--ema", action="store_true", help="take the moving average of the weights (train.ema_decay)")
+
+
+def config_of(args: argparse.Namespace, **flags: str) -> Config:
+    """The configuration that the shared flags ask for; `flags` win over them."""
+    shared = {name: getattr(args, name) for name in ("seed", "device_target", "output_dir")}
+    return load_config(args.config, args.set, **{**shared, **flags})

@@ -14,31 +14,30 @@ Path = tuple[str, ...]
 
 
 def explain(error: ValidationError, sources: dict[Path, str], file_name: str) -> str:
-    """One line on the first of the errors, and how many more there are.
+    """One line on the first of pydantic's errors for a Config, and how many more there are.
 
-    Args:
-        error: what pydantic raised for a Config.
-        sources: where each key was set.
-        file_name: what to name where a key was not set at all.
+    `sources` says where each key was set, `file_name` what to name for one that was not set at all.
     """
     first, *others = error.errors(include_url=False)
-    kind, value = first["type"], first["input"]
+    kind = first["type"]
     path = tuple(part for part in first["loc"] if isinstance(part, str))
     index = "".join(f"[{part}]" for part in first["loc"] if isinstance(part, int))
+    source = sources.get(path, file_name)
     if kind == "extra_forbidden":
-        text = unknown_key(path, also=["base"] if len(path) == 1 else [])
+        text = _unknown_key(path, also=["base"] if len(path) == 1 and source != "--set" else [])
     elif kind == "rule":
         text = f"{dotted(path)}: {first['msg']}"
     else:
-        text = f"{dotted(path)}{index}: {show(value)} {_mismatch(kind, value, _schema_at(first['loc']))}"
-    source = sources.get(path, file_name)
+        schema = _without_null(SCHEMAS[path])[0]["items"] if index else SCHEMAS[path]
+        wanted = "a finite number" if kind == "finite_number" else _wanted(schema)
+        text = f"{dotted(path)}{index}: {show(first['input'])} is not {wanted}"
     if source == f"--{dotted(path)}":
         text = text.partition(": ")[2]
     more = f" (and {len(others)} more wrong key{'s' * (len(others) > 1)})" if others else ""
     return f"{source}: {text}{more}"
 
 
-def unknown_key(path: Path, also: Iterable[str] = ()) -> str:
+def _unknown_key(path: Path, also: Iterable[str]) -> str:
     """That a key does not exist, what was perhaps meant, and what does exist in its group."""
     group, key = path[:-1], path[-1]
     allowed = [other[-1] for other in SCHEMAS if other[:-1] == group] + list(also)
@@ -67,25 +66,6 @@ def reference_table() -> str:
         ]
         lines.append("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
-
-
-# ------------------------------------------------------------------------------------- what a key takes
-
-
-def _mismatch(kind: str, value: Any, schema: dict) -> str:
-    """'is not …' for an error of the given pydantic kind on a key with the given schema."""
-    if kind == "finite_number":
-        return "is not a finite number"
-    if kind.endswith("_type") and value is not None and not (kind == "float_type" and type(value) is int):
-        return f"is {name_of_type(value)}, not {_wanted(schema)}"
-    if kind.startswith(("greater_than", "less_than")):
-        return f"is not {_range(schema)}"
-    return f"is not {_wanted(schema)}"
-
-
-def _schema_at(loc: tuple[Any, ...]) -> dict:
-    schema = SCHEMAS[tuple(part for part in loc if isinstance(part, str))]
-    return schema["items"] if isinstance(loc[-1], int) else schema
 
 
 def _wanted(schema: dict) -> str:
@@ -122,15 +102,12 @@ def _range(schema: dict) -> str:
         return "of at least one character"
     low, high = schema.get("minimum"), schema.get("maximum")
     above, below = schema.get("exclusiveMinimum"), schema.get("exclusiveMaximum")
-    left = f"[{_bound(low)}" if low is not None else f"({_bound(above)}" if above is not None else ""
-    right = f"{_bound(high)}]" if high is not None else f"{_bound(below)})" if below is not None else ""
-    if left and right:
-        return f"in {left}, {right}"
-    if left:
+    if low is None and above is None:
+        return ""
+    if high is None and below is None:
         return f">= {_bound(low)}" if low is not None else f"> {_bound(above)}"
-    if right:
-        return f"<= {_bound(high)}" if high is not None else f"< {_bound(below)}"
-    return ""
+    left = f"({_bound(above)}" if low is None else f"[{_bound(low)}"
+    return f"in {left}, " + (f"{_bound(below)})" if high is None else f"{_bound(high)}]")
 
 
 def _bound(number: float) -> str:
@@ -144,23 +121,6 @@ def _without_null(schema: dict) -> tuple[dict, bool]:
     return next(variant for variant in variants if variant.get("type") != "null"), len(variants) > 1
 
 
-# ----------------------------------------------------------------------------------------------- values
-
-
-def name_of_type(value: Any) -> str:
-    """The type of a YAML value in words."""
-    names = {
-        type(None): "null",
-        bool: "a boolean",
-        int: "an integer",
-        float: "a number",
-        str: "a string",
-        dict: "a mapping",
-        list: "a list",
-    }
-    return names.get(type(value), f"a {type(value).__name__}")
-
-
 def show(value: Any) -> str:
     """A value as an error message shows it: as YAML has it, printable, on one line, at most 80 characters."""
     if value is None or isinstance(value, bool):
@@ -169,8 +129,6 @@ def show(value: Any) -> str:
         text = "[" + ", ".join(show(item) for item in value[:20]) + "]"
     elif isinstance(value, dict):
         text = "{" + ", ".join(f"{show(key)}: {show(item)}" for key, item in list(value.items())[:20]) + "}"
-    elif isinstance(value, int) and value.bit_length() > 200:  # Python refuses to print very long ones
-        text = f"an integer of {value.bit_length()} bits"
     else:
         text = repr(value)
     return shorten(text)

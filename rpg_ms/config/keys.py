@@ -47,8 +47,12 @@ class ModelConfig(Group):
         "pytorch", description="Max pooling of mindcv's ResNets: as in PyTorch's weights, or as in mindcv's."
     )
     num_classes: Optional[int] = Field(
-        None, ge=2, le=INT32_MAX, description="Width of the classifier, classes; null: the data's classes."
+        None,
+        ge=2,
+        le=INT32_MAX,
+        description="Width of the classifier, classes, with a detector's background; null: the data's classes.",
     )
+    masks: bool = Field(True, description="Whether a detector predicts masks; false: Faster R-CNN.")
 
 
 class DataConfig(Group):
@@ -69,6 +73,35 @@ class DataConfig(Group):
     image_size: Optional[int] = Field(
         None, ge=8, le=4096, description="Side of the network's images, pixels; null: the dataset's."
     )
+
+
+class DetectionConfig(Group):
+    boxes_per_image: Count = Field(32, description="Most objects of a training image, of more some are left out.")
+    scale_jitter: float = Field(
+        0.0, ge=0, lt=1, description="Training images are scaled by up to this share, up or down; 0: not at all."
+    )
+    trainable_layers: int = Field(
+        5, ge=0, le=5, description="Parts of the backbone that are trained, the last ones of stem and 4 stages."
+    )
+    norm: Literal["live", "frozen"] = Field(
+        "live", description="Batch norms of the backbone: live, or frozen as in the weights to start from."
+    )
+    norm_epsilon: float = Field(
+        1e-5, ge=0, description="What these norms add to the variance; torchvision's COCO_V1 weights need 0."
+    )
+    fpn_channels: Count = Field(256, description="Width of the feature pyramid, channels.")
+    hidden: Count = Field(1024, description="Width of the box head's dense layers.")
+    anchor_sizes: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        (), strict=False, description="Sides of the anchors, pixels, one a level; empty: 8 times each level's stride."
+    )
+    roi_align: Literal["gather", "operator"] = Field(
+        "gather", description="RoI align: gather runs resume to the bit; operator: MindSpore's, of less memory."
+    )
+    pre_nms_proposals: Count = Field(1000, description="Proposals of each level before non-maximum suppression.")
+    proposals: Count = Field(1000, description="Proposals of an image after it.")
+    rois_per_image: Count = Field(512, description="Proposals of an image that the heads are trained on.")
+    detections: Count = Field(100, description="Most detections of an image.")
+    score_threshold: float = Field(0.05, ge=0, lt=1, description="Score that a detection exceeds, probability.")
 
 
 class TrainConfig(Group):
@@ -111,7 +144,9 @@ class OptimizerConfig(Group):
 
 
 class ScheduleConfig(Group):
-    name: Literal["cosine", "step", "linear", "constant"] = Field("cosine", description="Learning rate after warm-up.")
+    name: Literal["cosine", "step", "linear", "constant"] = Field(
+        "cosine", description="Learning-rate schedule after warm-up."
+    )
     warmup_epochs: float = Field(0.0, ge=0, description="Linear warm-up from 0 to the peak rate, epochs.")
     end_lr: float = Field(0.0, ge=0, description="Learning rate at the end of cosine and linear, per step.")
     milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
@@ -150,7 +185,7 @@ class PruningConfig(Group):
         None, ge=0, le=1, description="Share of weights first dropped and grown (α); null: the method's."
     )
     schedule: Optional[Literal[tuple(DENSITY_SCHEDULES)]] = Field(
-        None, description="Density over time; null: the method's."
+        None, description="Density schedule; null: the method's."
     )
     allocation: Optional[Literal[tuple(ALLOCATIONS)]] = Field(
         None, description="Density per layer; null: the method's."
@@ -159,12 +194,24 @@ class PruningConfig(Group):
         0, description="Updates before pruning starts, updates; 0 where masks start sparse."
     )
     min_per_layer: CountOrZero = Field(1, description="Fewest weights left in a layer.")
-    exclude: tuple[Text, ...] = Field((), strict=False, description="Name patterns of layers that stay dense.")
+    exclude: Optional[tuple[Text, ...]] = Field(
+        None,
+        strict=False,
+        description="Name patterns of layers that stay dense; null: the task's (detection: the predictors, which a "
+        "global cut would take away; classification: none).",
+    )
 
 
 class RankConfig(Group):
     lambda_: Optional[float] = Field(
         None, alias="lambda", ge=0, description="Weight of the rank term in the loss (λ); null: the method's."
+    )
+    share: Optional[float] = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="The rank term's share in the score of regrowth, each layer's gradients at unit norm, in place of "
+        "lambda; null: the method's.",
     )
     delta: Optional[Fraction] = Field(
         None, description="Error budget (δ), share of the squared norm; null: the method's."
@@ -176,6 +223,17 @@ class RankConfig(Group):
         "auto", description="How the rank term is computed; auto: gram on CPU, matmul elsewhere."
     )
     include_dense: bool = Field(False, description="Whether the rank term takes dense layers as well.")
+
+
+class DistillConfig(Group):
+    weight: float = Field(
+        0.0, ge=0, le=1, description="Share of the loss that is divergence from a teacher's outputs; 0: no teacher."
+    )
+    temperature: float = Field(4.0, gt=0, le=1000, description="Both outputs are divided by it, ratio.")
+    teacher: Optional[UserPath] = Field(
+        None, description="The teacher's weights; null: model.pretrained, where training starts."
+    )
+    model: Optional[Text] = Field(None, description="The teacher's network; null: model.name.")
 
 
 class CheckpointConfig(Group):
@@ -191,11 +249,13 @@ class Config(Group):
     task: Literal[tuple(TASKS)] = Field("classification", description="What the network is trained for.")
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
+    detection: DetectionConfig = DetectionConfig()
     train: TrainConfig = TrainConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     pruning: PruningConfig = PruningConfig()
     rank: RankConfig = RankConfig()
+    distill: DistillConfig = DistillConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     seed: int = Field(0, ge=0, le=2**32 - 1, description="Seed of all random numbers.")
     device_target: Literal["auto", "CPU", "GPU", "Ascend"] = Field(
@@ -212,9 +272,11 @@ class Config(Group):
             METHODS[self.pruning.method], **{name: value for name, value in given.items() if value is not None}
         )
 
-    def with_method(self) -> Config:
-        """A copy in which the keys left null have the values of the method's row."""
+    def resolved(self) -> Config:
+        """A copy in which the keys left null have the values of the method's row, or the task's."""
         row, updates = METHODS[self.pruning.method], {}
+        if self.pruning.exclude is None:
+            updates["pruning"] = {"exclude": TASKS[self.task].exclude}
         for name, (group, key) in METHOD_KEYS.items():
             if getattr(getattr(self, group), key) is None:
                 updates.setdefault(group, {})[key] = getattr(row, name)
@@ -225,21 +287,10 @@ class Config(Group):
 
 # The fields of a `Method` that are keys, each with its group and its attribute there.
 METHOD_KEYS: dict[str, tuple[str, str]] = {
-    **{
-        name: ("pruning", name)
-        for name in (
-            "schedule",
-            "allocation",
-            "start",
-            "drop",
-            "grow",
-            "alpha",
-            "update_every",
-            "prune_until",
-            "freeze_after",
-        )
-    },
+    **{name: ("pruning", name) for name in ("schedule", "allocation", "start", "drop", "grow", "alpha")},
+    **{name: ("pruning", name) for name in ("update_every", "prune_until", "freeze_after")},
     "rank_lambda": ("rank", "lambda_"),
+    "rank_share": ("rank", "share"),
     "rank_delta": ("rank", "delta"),
     "clip_norm": ("train", "clip_norm"),
 }

@@ -12,13 +12,13 @@ import yaml
 from pydantic import ValidationError
 
 import rpg_ms
-from rpg_ms.config.explaining import dotted, explain, name_of_type, printable, shorten, show, unknown_key
-from rpg_ms.config.keys import METHOD_KEYS, SCHEMAS, Config
+from rpg_ms.config.explaining import dotted, explain, printable, shorten, show
+from rpg_ms.config.keys import METHOD_KEYS, Config
 from rpg_ms.errors import UserError, one_line
 from rpg_ms.files import user_path
+from rpg_ms.tasks import TASKS
 
 Sources = dict[tuple[str, ...], str]  # where each key was set last, in the order of setting
-MAX_BYTES = 100_000  # a configuration is small; a file beyond this is something else
 
 
 def load_config(
@@ -34,7 +34,7 @@ def load_config(
     Later ones win: the file named by the top-level key `base` (relative to the folder of the naming file, where that is
     a link to the link's; it may have a base too), the file, `overrides` (each `a.b=value`, the value in YAML), the
     flags that are not None. Groups are merged, lists are replaced. Keys left null take the values of the pruning
-    method's row. `~` in a path is the user's home.
+    method's row, or the task's. `~` in a path is the user's home.
 
     Args:
         path: a file, or the name of a recipe (`recipes`).
@@ -53,10 +53,11 @@ def load_config(
         if value is not None:
             _merge(values, sources, {key: value}, f"--{key}")
     try:
-        config = Config.model_validate(values).with_method()
+        config = Config.model_validate(values).resolved()
     except ValidationError as error:
         raise UserError(explain(error, sources, printable(path))) from None
     _check_method(config, sources, printable(path))
+    _check_task(config, sources, printable(path))
     return config
 
 
@@ -109,7 +110,7 @@ def _merge(values: dict, sources: Sources, layer: dict, source: str, path: tuple
     for key, value in layer.items():
         if not isinstance(key, str):
             where = f" in {dotted(path)}" if path else ""
-            raise UserError(f"{source}: the key {show(key)}{where} is {name_of_type(key)}, not a string")
+            raise UserError(f"{source}: the key {show(key)}{where} is not a string")
         here = path + (key,)
         sources.pop(here, None)
         sources[here] = source
@@ -127,12 +128,6 @@ def _parse_override(override: str) -> dict:
     path = tuple(part.strip() for part in name.split("."))
     if not equals or not all(path):
         raise UserError(f"--set: {show(override)} is not of the form a.b=value")
-    for end in range(1, len(path) + 1):
-        schema = SCHEMAS.get(path[:end])
-        if schema is None:
-            raise UserError(f"--set: {unknown_key(path[:end])}")
-        if end < len(path) and "properties" not in schema:
-            raise UserError(f"--set: {dotted(path)}: {dotted(path[:end])} is a value, not a group of keys")
     value = _parse_yaml(text, f"--set: {dotted(path)}")
     for key in reversed(path):
         value = {key: value}
@@ -160,11 +155,30 @@ def _check_method(config: Config, sources: Sources, file_name: str) -> None:
             f"{pruning.warmup_updates} must be 0 for {pruning.method}, whose masks have the target density "
             f"from the first step (pruning.start: {pruning.start})"
         )
+    if config.rank.share is not None and config.rank.every == "step":
+        place = sources.get(("rank", "share"), sources.get(("rank", "every"), file_name))
+        raise UserError(
+            f"{place}: rank.share: {config.rank.share:g} mixes gradients for regrowth, which is at updates; rank.every "
+            "must be update, not step"
+        )
     if pruning.prune_until > pruning.freeze_after:
         raise UserError(
             f"{source('method', 'prune_until', 'freeze_after')}: pruning.prune_until: {pruning.prune_until} "
             f"is greater than pruning.freeze_after, {pruning.freeze_after}"
         )
+
+
+def _check_task(config: Config, sources: Sources, file_name: str) -> None:
+    """Refuse what another task alone takes, unless it has its default value, as in the file of a run."""
+    changed = changed_keys(Config(), config)
+    for task, row in TASKS.items():
+        for key in row.keys:
+            found = [name for name in changed if name == key or name.startswith(f"{key}.")]
+            if task != config.task and found and key not in TASKS[config.task].keys:
+                source = sources.get(tuple(found[0].split(".")), file_name)
+                raise UserError(
+                    f"{source}: {found[0]}: {show(changed[found[0]][1])} is for task: {task}, not for {config.task}"
+                )
 
 
 # --------------------------------------------------------------------------------------------------- YAML
@@ -183,9 +197,7 @@ def _read_with_bases(name: str) -> list[tuple[str, dict]]:
         values = _parse_yaml(text, printable(name))
         values = {} if values is None else values
         if not isinstance(values, dict):
-            raise UserError(
-                f"{printable(name)}: the top level is {name_of_type(values)}, not a mapping of keys to values"
-            )
+            raise UserError(f"{printable(name)}: {show(values)} is not a mapping of keys to values")
         layers.insert(0, (name, values))
         if "base" not in values:
             return layers
@@ -202,7 +214,7 @@ def _read_with_bases(name: str) -> list[tuple[str, dict]]:
 def _read_text(name: str, label: str, where: str) -> str:
     try:
         with open(name, "rb") as file:
-            content = file.read(MAX_BYTES + 1)
+            content = file.read()
     except FileNotFoundError:
         raise UserError(f"{label}: no such file{where}") from None
     except IsADirectoryError:
@@ -211,12 +223,6 @@ def _read_text(name: str, label: str, where: str) -> str:
         raise UserError(f"{label}: cannot be read: {error.strerror}") from None
     except ValueError:  # a NUL or a character the file system cannot encode
         raise UserError(f"{label}: not a file name") from None
-    if content.startswith(b"version https://git-lfs"):
-        raise UserError(f"{label}: a pointer of Git LFS, not the file itself, which `git lfs pull` fetches")
-    if content.lstrip()[:2] in (b"<!", b"<?") or content.lstrip()[:5].lower() == b"<html":
-        raise UserError(f"{label}: a web page, not a configuration file")
-    if len(content) > MAX_BYTES:
-        raise UserError(f"{label}: longer than {MAX_BYTES} bytes, not a configuration file")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

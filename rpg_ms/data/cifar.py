@@ -15,10 +15,7 @@ PIXELS = 3 * 32 * 32  # one image: the red, green and blue plane, row by row
 
 @dataclass(frozen=True)
 class Layout:
-    """How one of the two datasets lies on disk.
-
-    Each record is its label bytes, of which the last is the class, and the pixels.
-    """
+    """How one of the two datasets lies on disk: records of label bytes, of which the last is the class, and pixels."""
 
     classes: int
     label_bytes: int
@@ -42,23 +39,17 @@ CIFAR100 = Layout(
 
 
 def load(layout: Layout, root: Optional[str], part: str) -> tuple[np.ndarray, np.ndarray]:
-    """Images (uint8 `[n, 32, 32, 3]`, RGB) and labels (int32 `[n]`) of `part`: "train" or "test".
+    """Images (uint8 `[n, 32, 32, 3]`, RGB) and labels (int32 `[n]`; of CIFAR-100 the fine ones) of a part.
 
     Args:
-        layout: `CIFAR10` or `CIFAR100` (its 100 fine classes).
-        root: the folder with the files, or the one that has the archive's folder in it.
+        layout: `CIFAR10` or `CIFAR100`.
+        root: the folder with the files, or the one that has the archive's folder in it. All files of both parts have
+            to be there, so that a run fails at its start or not at all.
+        part: "train" or "test".
 
     Raises:
         UserError: a file is missing, damaged or of another dataset.
     """
-    folder = find_folder(layout, root)
-    records = np.concatenate([_read(layout, folder / name) for name in layout.files[part]])
-    images = records[:, layout.label_bytes :].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-    return np.ascontiguousarray(images), records[:, layout.label_bytes - 1].astype(np.int32)
-
-
-def find_folder(layout: Layout, root: Optional[str]) -> Path:
-    """The folder that holds all files of both parts, so that a run fails at its start or not at all."""
     names = [name for part in layout.files.values() for name in part]
     advice = f"unpack {layout.archive} from https://www.cs.toronto.edu/~kriz/cifar.html"
     if root is None:
@@ -67,7 +58,9 @@ def find_folder(layout: Layout, root: Optional[str]) -> Path:
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise UserError(f"data.root: {folder} lacks {', '.join(missing)}: {advice}")
-    return folder
+    records = np.concatenate([_read(layout, folder / name) for name in layout.files[part]])
+    images = records[:, layout.label_bytes :].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    return np.ascontiguousarray(images), records[:, layout.label_bytes - 1].astype(np.int32)
 
 
 def _read(layout: Layout, file: Path) -> np.ndarray:

@@ -16,7 +16,6 @@ from PIL import Image
 from rpg_ms.errors import UserError, one_line
 
 SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
-
 SIXTEEN_BITS = ("PNG", "PPM", "JPEG2000")  # formats whose deeper grey values Pillow hands on as 0 to 65535
 BITS, PHOTOMETRIC, PLANES, SAMPLE_FORMAT = 258, 262, 284, 339  # tags of a TIFF file
 UNKNOWN_WHITE = "of which it is not known what is white; convert them to 8 or 16 bits, unsigned"
@@ -32,27 +31,25 @@ class Listing:
 
 
 def list_images(root: Optional[str], part: str) -> Listing:
-    """The `Listing` of `part`, "train" or "val".
+    """The `Listing` of `part`, "train" or "val": classes by name, as torchvision sorts them, a class's files by path.
 
-    Classes are sorted by name, as torchvision does, the files of a class by path.
-
-    Files whose names do not end like an image's are passed over, also in folders below a class folder, and so is
-    whatever has a name that begins with a dot: copies and notes that editors and systems leave behind.
+    Folders below a class folder are searched as well. Files whose names do not end like an image's are passed over, and
+    so is whatever has a name that begins with a dot: copies and notes that editors and systems leave behind.
 
     Raises:
         UserError: no such folder, no class folders, or one without images.
     """
     if root is None:
         raise UserError(
-            "data.root: not set; it is the folder with train/ and val/, each with one folder of "
-            "images a class; for ImageNet see https://image-net.org/download.php"
+            "data.root: not set; it is the folder with train/ and val/, each with one folder of images a class; for "
+            "ImageNet see https://image-net.org/download.php"
         )
     folder = Path(root) / part
     if not folder.is_dir():
         raise UserError(f"data.root: {root} has no folder {part}; wanted are {part}/CLASS/*.JPEG, one folder a class")
     try:
-        classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not _hidden(entry.name))
-        found = [_images_below(folder / name) for name in classes]
+        classes = sorted(item.name for item in folder.iterdir() if item.is_dir() and not item.name.startswith("."))
+        found = [images_below(folder / name) for name in classes]
     except OSError as error:
         raise UserError(f"{error.filename}: cannot be read: {error.strerror}") from None
     if not classes:
@@ -67,11 +64,7 @@ def list_images(root: Optional[str], part: str) -> Listing:
 
 
 def load(root: Optional[str]) -> tuple[Listing, Listing]:
-    """The Listings of the training and the test images, which must be of the same classes.
-
-    Raises:
-        UserError: as `list_images`, or the classes differ.
-    """
+    """The Listings of the training and the test images; a UserError as of `list_images`, or if the classes differ."""
     train, test = list_images(root, "train"), list_images(root, "val")
     if train.classes != test.classes:
         name = sorted(set(train.classes) ^ set(test.classes))[0]
@@ -104,10 +97,7 @@ def _depth(image: Image.Image) -> tuple[int, bool]:
     """How many bits the values of an opened image have, and whether 0 is white; (8, False): Pillow converts it rightly.
 
     Pillow cuts grey values of more bits off at 255. Colours of more bits it brings to 8 bits itself, rightly but for
-    one layout of TIFF files.
-
-    Raises:
-        ValueError: which value is white is unknown, or Pillow misreads the pixels.
+    one layout of TIFF files. A ValueError says that it misreads the pixels, or that it is unknown what is white.
     """
     deep_grey = image.mode[0] in "IF"  # the modes I, I;16, I;16B ..., and F
     if image.format == "TIFF":
@@ -124,25 +114,20 @@ def _depth(image: Image.Image) -> tuple[int, bool]:
     return (16 if deep_grey else 8), False
 
 
-def _images_below(folder: Path) -> list[str]:
+def images_below(folder: Path) -> list[str]:
     """Paths of the images in a folder and those below it, linked ones too, each folder once."""
 
-    def refuse(
-        error: OSError,
-    ) -> NoReturn:  # which os.walk passes over otherwise: fewer images, and perhaps not the same on every rank
+    def refuse(error: OSError) -> NoReturn:  # passed over, some ranks might have fewer images than others
         raise error
 
     files, visited = [], set()
     for path, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
-        folders[:] = sorted(name for name in folders if not _hidden(name))
         here = os.path.realpath(path)
         if here in visited:  # by a link that leads back
             folders.clear()
             continue
         visited.add(here)
-        files += (os.path.join(path, name) for name in names if name.lower().endswith(SUFFIXES) and not _hidden(name))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        images = (name for name in names if name.lower().endswith(SUFFIXES) and not name.startswith("."))
+        files += (os.path.join(path, name) for name in images)
     return sorted(files)
-
-
-def _hidden(name: str) -> bool:
-    return name.startswith(".")

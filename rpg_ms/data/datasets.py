@@ -9,14 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing.pool import ThreadPool
-from typing import TYPE_CHECKING, Callable, Optional, Union
+from typing import TYPE_CHECKING, Any, Callable, Optional, Union
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
 from rpg_ms.data import cifar, class_folders, fashion_mnist, mindrecord
-from rpg_ms.data.transforms import Sample, transforms
+from rpg_ms.data.transforms import OnImage, Sample, Transform, transforms
 from rpg_ms.errors import UserError
 
 if TYPE_CHECKING:
@@ -47,8 +47,26 @@ class ImageSet:
 
     def limited(self, count: int, spread: bool) -> ImageSet:
         """`count` images, or all if there are fewer: the first, or `spread` evenly over all."""
-        count = min(count, len(self))
-        return self.subset(np.arange(count) * len(self) // count if spread else np.arange(count))
+        return self.subset(some_of(len(self), count, spread))
+
+
+def some_of(total: int, count: int, spread: bool) -> np.ndarray:
+    """Indices of `count` of `total` images, or of all if there are fewer: the first, or `spread` evenly over all."""
+    count = min(count, total)
+    return np.arange(count) * total // count if spread else np.arange(count)
+
+
+def held_out(share: float, total: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the training images that stay, and of the share that is held out for `data.validation`.
+
+    Raises:
+        UserError: one of them would be empty.
+    """
+    order = np.random.default_rng(seed).permutation(total)
+    count = round(share * total)
+    if not 0 < count < total:
+        raise UserError(f"data.validation: {share} of {total} images leaves one part empty")
+    return np.sort(order[count:]), np.sort(order[:count])
 
 
 @dataclass(frozen=True)
@@ -94,6 +112,19 @@ class DatasetRow:
         """Side of the network's images, pixels."""
         return config.image_size or self.native_size or 224
 
+    def transforms(self, config: DataConfig) -> list[list[Transform]]:
+        """Those of training and of test samples."""
+        size = self.size(config)
+        return transforms(
+            config.augment,
+            "crop_flip" if self.native_size else "random_resized_crop",
+            size,
+            self.native_size,
+            size // 8 if self.padding is None else self.padding,
+            self.mean,
+            self.std,
+        )
+
 
 def load_dataset(config: DataConfig, seed: int) -> ImageDataset:
     """The dataset of a `rpg_ms.config.DataConfig`.
@@ -107,15 +138,7 @@ def load_dataset(config: DataConfig, seed: int) -> ImageDataset:
     row = _row(config)
     train, test, classes = row.read(config)
     size = row.size(config)
-    for_train, for_test = transforms(
-        config.augment,
-        "crop_flip" if row.native_size else "random_resized_crop",
-        size,
-        row.native_size,
-        size // 8 if row.padding is None else row.padding,
-        row.mean,
-        row.std,
-    )
+    for_train, for_test = row.transforms(config)
     names = None if isinstance(classes, int) else tuple(classes)
     dataset = ImageDataset(
         train,
@@ -135,23 +158,37 @@ def load_dataset(config: DataConfig, seed: int) -> ImageDataset:
             dataset, train=dataset.train.limited(config.limit, spread), test=dataset.test.limited(config.limit, spread)
         )
     if config.validation > 0:
-        order = np.random.default_rng(seed).permutation(len(dataset.train))
-        held_out = round(config.validation * len(order))
-        if not 0 < held_out < len(order):
-            raise UserError(f"data.validation: {config.validation} of {len(order)} images leaves one part empty")
-        dataset = replace(
-            dataset,
-            train=dataset.train.subset(np.sort(order[held_out:])),
-            test=dataset.train.subset(np.sort(order[:held_out])),
-        )
+        stay, validation = held_out(config.validation, len(dataset.train), seed)
+        dataset = replace(dataset, train=dataset.train.subset(stay), test=dataset.train.subset(validation))
     return dataset
 
 
-def check_images(dataset: ImageDataset, first: int = 0, stride: int = 1) -> int:
+def test_transform(config: DataConfig) -> list[Transform]:
+    """That of test samples, for an RGB image of any size, without reading the dataset.
+
+    Raises:
+        UserError: an unknown name.
+    """
+    row = _row(config)
+    size, mode = row.native_size, "RGB" if len(row.mean) == 3 else "L"
+
+    def alike(image: Image.Image) -> Image.Image:
+        """As the dataset's own are."""
+        image = image.convert(mode)
+        return (
+            image
+            if size is None or image.size == (size, size)
+            else image.resize((size, size), Image.Resampling.BILINEAR)
+        )
+
+    return [OnImage(alike), *row.transforms(config)[1]]
+
+
+def check_images(dataset: Any, first: int = 0, stride: int = 1) -> int:
     """Read the images of both parts that training would read, in a thread per core; name the unreadable on stderr.
 
     Args:
-        dataset: an `ImageDataset`.
+        dataset: with `train` and `test`, such as an `ImageDataset`.
         first, stride: of both parts' images only every `stride`-th is read, from the `first` on.
 
     Returns:
@@ -163,16 +200,12 @@ def check_images(dataset: ImageDataset, first: int = 0, stride: int = 1) -> int:
 
     def problem(i: int) -> Optional[str]:
         try:
-            both.image(i)
+            train.sample(i) if i < len(train) else test.sample(i - len(train))
         except UserError as error:
             return str(error)
 
-    train = len(dataset.train)
-    both = ImageSet(
-        lambda i: dataset.train.image(i) if i < train else dataset.test.image(i - train),
-        np.concatenate([dataset.train.labels, dataset.test.labels]),
-    )
-    mine = range(first, len(both), stride)
+    train, test = dataset.train, dataset.test
+    mine = range(first, len(train) + len(test), stride)
     unreadable = 0
     with ThreadPool(os.cpu_count()) as threads, tqdm(total=len(mine), unit="image", disable=None) as bar:
         for text in threads.imap_unordered(problem, mine, chunksize=16):

@@ -13,23 +13,21 @@ import numpy as np
 from rpg_ms.errors import UserError
 
 CLASSES = ("t-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
-
 SUBSET = Path(__file__).with_suffix("")  # the folder beside this file
-
-# part -> (images, labels), the names the files carry in the original release
-IDX_FILES = {
+IDX_FILES = {  # part -> (images, labels), the names the files carry in the original release
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 }
 
 
 def load(root: Optional[str], part: str) -> tuple[np.ndarray, np.ndarray]:
-    """Images (uint8 [n, 28, 28]) and labels (int32 [n], indices into `CLASSES`) of `part`: "train" or "test".
+    """Images (uint8 `[n, 28, 28]`) and labels (int32 `[n]`, indices into `CLASSES`) of `part`: "train" or "test".
 
     `root` is a folder with the four idx files of the original release, gzipped or not (60,000 train and
     10,000 test images); None stands for the subset shipped with the package (12,000 and 4,000).
 
-    Raises `UserError` if a file is missing, damaged or not Fashion-MNIST.
+    Raises:
+        UserError: a file is missing, damaged or not of Fashion-MNIST.
     """
     if root is None:
         images_file, labels_file = (SUBSET / f"{name}.xz" for name in IDX_FILES[part])
@@ -42,10 +40,8 @@ def load(root: Optional[str], part: str) -> tuple[np.ndarray, np.ndarray]:
     if not len(images):
         raise UserError(f"{images_file}: holds no images")
     if labels.shape != images.shape[:1]:
-        raise UserError(
-            f"{labels_file}: an array of shape {labels.shape} for {len(images)} images in {images_file.name}"
-        )
-    if labels.size and labels.max() >= len(CLASSES):
+        raise UserError(f"{labels_file}: has shape {labels.shape} for {len(images)} images in {images_file.name}")
+    if labels.max() >= len(CLASSES):
         raise UserError(f"{labels_file}: label {labels.max()} is not in 0 to {len(CLASSES) - 1}")
     if root is None:
         # The shipped images are stored column by column, which xz packs 4 % smaller.
@@ -61,18 +57,15 @@ def _idx_files(root: Path) -> dict[str, Path]:
     missing = [name for name in names if name not in found]
     if missing:
         raise UserError(
-            f"data.root: {root} lacks {', '.join(f'{name}.gz' for name in missing)} (or uncompressed); "
-            "get them from https://github.com/zalandoresearch/fashion-mnist or the Debian package "
-            "dataset-fashion-mnist, or leave data.root out to use the subset shipped with the package"
+            f"data.root: {root} lacks {', '.join(f'{name}.gz' for name in missing)} (or uncompressed); get them from "
+            "https://github.com/zalandoresearch/fashion-mnist or the Debian package dataset-fashion-mnist, or leave "
+            "data.root out to use the subset shipped with the package"
         )
     return found
 
 
 def _read_idx(file: Path) -> np.ndarray:
-    """The uint8 array in an idx file.
-
-    Layout: the bytes 0, 0, 8 (uint8), the number of dimensions, each size as a big-endian uint32, the data.
-    """
+    """The array in an idx file: the bytes 0, 0, 8 (for uint8), how many sizes, these as big-endian uint32, data."""
     opener = {".gz": gzip.open, ".xz": lzma.open}.get(file.suffix, open)
     try:
         with opener(file, "rb") as stream:

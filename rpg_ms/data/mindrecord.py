@@ -1,6 +1,5 @@
-"""Images in MindRecord files.
+"""Images in MindRecord files: `root/train.mindrecord*` and `root/val.mindrecord*`, each beside its index `*.db`.
 
-These are `root/train.mindrecord*` and `root/val.mindrecord*`, each beside its index `*.db`.
 A record has `image` (bytes: a whole JPEG, PNG ... file) and `label` (int32 or int64: the class, from 0).
 """
 
@@ -39,13 +38,11 @@ class MindRecord:
     def __init__(self, root: Optional[str], part: str) -> None:
         if root is None:
             raise UserError(
-                "data.root: not set; it is the folder with train.mindrecord* and "
-                "val.mindrecord*, such as scripts/make_mindrecord.py writes"
+                "data.root: not set; it is the folder with train.mindrecord* and val.mindrecord*, such as "
+                "scripts/make_mindrecord.py writes"
             )
-        pattern = re.compile(rf"{part}\.mindrecord\d*")
-        self.files = sorted(
-            str(file) for file in Path(root).glob(f"{part}.mindrecord*") if pattern.fullmatch(file.name)
-        )
+        files = map(str, Path(root).glob(f"{part}.mindrecord*"))
+        self.files = sorted(file for file in files if re.fullmatch(r"\d*", file.rpartition(".mindrecord")[2]))
         if not self.files:
             raise UserError(
                 f"data.root: {root} has no {part}.mindrecord; scripts/make_mindrecord.py writes one from class folders"
@@ -54,8 +51,7 @@ class MindRecord:
             if not Path(f"{file}.db").is_file():
                 raise UserError(f"data.root: {file} lacks its index {file}.db")
         self.labels = self._read_labels()
-        self._process = None
-        self._records = None
+        self._process = self._records = None
         self._one_at_a_time = threading.Lock()
 
     def __call__(self, i: int) -> Image.Image:
@@ -95,11 +91,8 @@ def write_class_folders(root: str, output: Union[str, os.PathLike], shards: int 
         output: folder to write to, made if it is missing.
         shards: files for each part.
 
-    Returns:
-        `{part: images written}`.
-
-    Raises:
-        UserError: as reading class folders, an unreadable image, or `output` has such files already.
+    Returns `{part: images written}`; raises a UserError as reading class folders does, for an unreadable image, and if
+    `output` has such files already.
     """
     output = Path(output)
     listings = dict(zip(PARTS, class_folders.load(root)))

@@ -13,7 +13,7 @@ import random
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Optional, Union
+from typing import Any, Optional, Protocol, Union
 
 import mindspore as ms
 import numpy as np
@@ -23,8 +23,15 @@ from rpg_ms.data.transforms import Sample, Transform, apply
 from rpg_ms.data.workers import Workers
 from rpg_ms.errors import CutShort, UserError
 
-if TYPE_CHECKING:
-    from rpg_ms.data.datasets import ImageSet
+
+class Images(Protocol):
+    """Images with what belongs to them, in random access."""
+
+    def __len__(self) -> int:
+        """How many there are."""
+
+    def sample(self, i: int) -> Sample:
+        """Image `i`."""
 
 
 class TrainSamples:
@@ -35,7 +42,7 @@ class TrainSamples:
 
     def __init__(
         self,
-        images: ImageSet,
+        images: Images,
         transform: Sequence[Transform],
         batch_size: int,
         seed: int,
@@ -81,7 +88,7 @@ class EvalSamples:
 
     def __init__(
         self,
-        images: ImageSet,
+        images: Images,
         transform: Sequence[Transform],
         batch_size: int,
         padding: Mapping[str, Any],

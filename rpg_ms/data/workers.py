@@ -1,7 +1,8 @@
 """Processes that make batches.
 
 Ours and not MindSpore's, whose iterator never returns once a worker has died, and which need shared memory, of which a
-container may have little. Here batches come through sockets, and a socket tells when the other end is gone.
+container may have little; nor `concurrent.futures`', which stay behind when this process is killed, and whose one
+thread unpickles the batches of all. Here batches come through sockets, and a socket tells when the other end is gone.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import signal
 import socket
 import traceback
 from collections.abc import Mapping, Sequence
-from io import BufferedReader, BufferedWriter
+from typing import Any
 
 import numpy as np
 
@@ -35,28 +36,23 @@ class Workers:
     """
 
     def __init__(self, source: Sequence[Mapping[str, np.ndarray]], count: int) -> None:
-        self._team = []  # of each worker its process, our end of its socket, and the stream that comes out of it
+        self._team = []  # of each worker its process, and the stream that comes out of it
         atexit.register(self.end)  # before multiprocessing waits for them
+        sockets = []
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, OURS_TO_ANSWER)
         try:
             for first in range(count):
-                self._start(source, range(first, len(source), count))
+                ours, theirs = socket.socketpair()
+                sockets.append(ours)
+                arguments = source, range(first, len(source), count), theirs, sockets
+                process = multiprocessing.get_context("fork").Process(target=_work, args=arguments, daemon=True)
+                with theirs:
+                    process.start()
+                self._team.append((process, ours.makefile("rb")))
         except OSError as error:
             raise CutShort(f"data.workers: worker {first + 1} of {count} cannot be started: {error.strerror}") from None
-
-    def _start(self, source: Sequence[Mapping[str, np.ndarray]], mine: range) -> None:
-        ours, theirs = socket.socketpair()
-        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
-        not_theirs = [ours, *(end for _, end, _ in self._team)]
-        process = multiprocessing.get_context("fork").Process(
-            target=_work, args=(source, mine, theirs, not_theirs), daemon=True
-        )
-        with theirs:
-            before = signal.pthread_sigmask(signal.SIG_BLOCK, OURS_TO_ANSWER)
-            try:
-                process.start()
-            finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        self._team.append((process, ours, ours.makefile("rb")))
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def __getitem__(self, batch: int) -> dict[str, np.ndarray]:
         """A batch; they must be asked for in order.
@@ -66,62 +62,52 @@ class Workers:
             UserError: as the source.
             RuntimeError: the source raised something else, with its traceback.
         """
-        process, _, stream = self._team[batch % len(self._team)]
+        process, stream = self._team[batch % len(self._team)]
         try:
-            return _receive(stream)
+            made = pickle.load(stream)
+            if isinstance(made, Exception):
+                raise made
+            arrays = {name: np.empty(shape, dtype) for name, (shape, dtype) in made.items()}
+            for array in arrays.values():
+                if stream.readinto(array.reshape(-1).view(np.uint8)) < array.nbytes:
+                    raise EOFError
+            return arrays
         except (EOFError, OSError, pickle.UnpicklingError):
             process.join(1)
             status = process.exitcode or 0
             by = signal.Signals(-status).name if status < 0 else f"exit status {status}"
             raise CutShort(
-                f"data.workers: worker {process.pid}, of {len(self._team)}, is dead ({by}); where nobody "
-                "ended it, memory ran out: take fewer workers, or give a container more, docker run "
-                "--memory"
+                f"data.workers: worker {process.pid}, of {len(self._team)}, is dead ({by}); where nobody ended it, "
+                "memory ran out: take fewer workers, or give a container more, docker run --memory"
             ) from None
 
     def end(self) -> None:
         """End the processes."""
         atexit.unregister(self.end)
-        for process, _ours, _stream in self._team:
+        for process, _ in self._team:
             process.kill()
             process.join()
 
 
-def _work(
-    source: Sequence[Mapping[str, np.ndarray]], mine: range, theirs: socket.socket, not_theirs: Sequence[socket.socket]
-) -> None:
+def _work(source: Any, mine: range, theirs: socket.socket, not_theirs: Sequence[socket.socket]) -> None:
     for number in OURS_TO_ANSWER:
         signal.signal(number, signal.SIG_IGN)
     for end in not_theirs:  # so that the last one to hold them is the parent, and its death is noticed
         end.close()
+    theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
     try:
         with theirs, theirs.makefile("wb") as stream:
             for batch in mine:
-                _send(source, batch, stream)
+                try:
+                    arrays = {name: np.ascontiguousarray(array) for name, array in source[batch].items()}
+                    made = {name: (array.shape, array.dtype) for name, array in arrays.items()}
+                except UserError as error:
+                    made, arrays = error, {}
+                except Exception:  # a defect, which the parent shows
+                    made, arrays = RuntimeError(traceback.format_exc()), {}
+                pickle.dump(made, stream)
+                for array in arrays.values():
+                    stream.write(array)  # not pickled, which takes twice the time at the other end
+                stream.flush()
     except ConnectionError:
         pass  # the parent is gone
-
-
-def _send(source: Sequence[Mapping[str, np.ndarray]], batch: int, stream: BufferedWriter) -> None:
-    try:
-        arrays = {name: np.ascontiguousarray(array) for name, array in source[batch].items()}
-        made = {name: (array.shape, array.dtype) for name, array in arrays.items()}
-    except UserError as error:
-        made, arrays = error, {}
-    except Exception:  # a defect, which the parent shows
-        made, arrays = RuntimeError(traceback.format_exc()), {}
-    pickle.dump(made, stream)
-    for array in arrays.values():
-        stream.write(array)  # not pickled, which takes twice the time at the other end
-    stream.flush()
-
-
-def _receive(stream: BufferedReader) -> dict[str, np.ndarray]:
-    made = pickle.load(stream)
-    if isinstance(made, Exception):
-        raise made
-    arrays = {name: np.empty(shape, dtype) for name, (shape, dtype) in made.items()}
-    for array in arrays.values():
-        if stream.readinto(array.reshape(-1).view(np.uint8)) < array.nbytes:
-            raise EOFError
-    return arrays

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, Optional, Union
 
 import mindspore as ms
@@ -18,7 +18,7 @@ from rpg_ms.deploy.formats import Options, check_machine, check_options, file_pa
 from rpg_ms.deploy.job import Job
 from rpg_ms.deploy.verify import verify
 from rpg_ms.errors import UserError
-from rpg_ms.files import atomic_path
+from rpg_ms.files import atomic_folder, atomic_path
 from rpg_ms.models.compiling import reason
 from rpg_ms.models.flops import layer_flops, parameter_count
 
@@ -44,19 +44,18 @@ def export(
     Args:
         network: the masked network with its weights.
         sparsified: its `Sparsified`.
-        task: `rpg_ms.tasks.task.Task`, whose test inputs the file is verified and measured on.
+        task: whose test inputs the file is verified and measured on.
         file_format: a name of `rpg_ms.deploy.formats.FORMATS`.
         file_name: where to; the format's extension is appended if it is missing.
         trained: `step` and `seconds` of the training run, for a file that keeps them.
         options: the fields of `rpg_ms.deploy.formats.Options`.
 
     Returns:
-        "file", "format", "bytes", "density", "nonzero" and "prunable" (of the masks), and what `verify` returns. Of a
-        file that computes also what FILE.json holds but the classes' names, and
-        `max_abs_difference`: None if the file could not be loaded back.
-        `parameters`, `multiply_adds`: parameters, and multiply-adds of one image in convolutions and dense layers, as
-        a dense runtime holds and executes them.
-        `nonzero_parameters`, `nonzero_multiply_adds`: what of them the masks keep; all of what is not pruned.
+        "file", "format", "bytes", "density", "nonzero" and "prunable" (of the masks), and what `verify` returns, or
+        `max_abs_difference` as None if the file could not be loaded back. Of a file that computes also what FILE.json
+        holds but the classes' names, `parameters` and `multiply_adds` of one image in convolutions and dense layers, as
+        a dense runtime holds and executes them, and what of them the masks keep: `nonzero_parameters` and
+        `nonzero_multiply_adds`.
 
     Raises:
         UserError: the format is not to be had here, does not take an option or cannot hold the network, the file cannot
@@ -81,12 +80,13 @@ def _write(job: Job, used: Sequence[MaskedLayer]) -> tuple[dict[str, Any], dict[
     """Write and verify the file, and FILE.json: what that holds, and what the comparison told."""
     sidecar = job.path.with_name(f"{job.path.name}.json")
     job.path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(job.path) as written:
-        _function(job.row.write)(job, written)
+    with atomic_folder(job.path, job.row.folder) if job.row.folder else atomic_path(job.path) as written:
+        told = resolve_name(job.row.write)(job, written) or {}
         verified = {"max_abs_difference": None}
         if job.row.load is not None:
-            verified = verify(job, _function(job.row.load)(job, written), used)
-        described = _described(job, written)
+            verified = verify(job, resolve_name(job.row.load)(job, written), used)
+        described = {**_described(job, written), **told}
+        described.update((name, verified[name]) for name in described if name in verified)
         if job.row.computes:
             sidecar.unlink(missing_ok=True)  # never one beside a file that it does not describe
     if job.row.computes:
@@ -96,28 +96,24 @@ def _write(job: Job, used: Sequence[MaskedLayer]) -> tuple[dict[str, Any], dict[
     return described, verified
 
 
-def _function(place: str) -> Callable[..., Any]:
-    """The function that a row of `FORMATS` names."""
-    module, _, name = place.partition(":")
-    return getattr(importlib.import_module(module), name)
-
-
 def _described(job: Job, written: Path) -> dict[str, Any]:
     """What `export` returns and FILE.json holds of the file `written`."""
-    sparsified, options, size = job.sparsified, job.options, written.stat().st_size
+    sparsified, options = job.sparsified, job.options
+    files = sorted(written.iterdir()) if job.row.folder else [written]
     described = {
         "file": str(job.path),
         "format": job.file_format,
-        "bytes": size,
+        "bytes": sum(file.stat().st_size for file in files),
         "density": sparsified.density,
         "nonzero": sparsified.nonzero,
         "prunable": sparsified.prunable,
     }
     if not job.row.computes:
         return described
+    digests = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
     return {
         **described,
-        "sha256": hashlib.sha256(written.read_bytes()).hexdigest(),
+        "sha256": digests if job.row.folder else digests[written.name],
         "input_shape": [None if options.dynamic_batch else options.batch_size, *job.task.input_shape],
         **job.task.usage(options.normalize_input),
         "normalize_input": options.normalize_input,

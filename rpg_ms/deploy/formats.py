@@ -43,7 +43,8 @@ class Format:
 
     Args:
         extension: how its files' names end.
-        write: `module:function`, from a `rpg_ms.deploy.job.Job` and a path to a file there.
+        write: `module:function`, from a `rpg_ms.deploy.job.Job` and a path to a file there. What it returns, unless
+            None, is a `{name: value}` of what is to be said of the file.
         load: `module:function`, from the same to a `rpg_ms.deploy.verify.Loaded`; None if files cannot be loaded here,
             so that they are not verified.
         options: the fields of `Options` that it takes.
@@ -53,6 +54,7 @@ class Format:
         packages: what has to be installed, beyond what this package needs itself.
         extra: the extra of this package that installs them.
         device: the only device that it can be written on; None is any.
+        folder: the names of what may be in a folder that it writes in the place of a file; none for a file.
     """
 
     extension: str
@@ -65,6 +67,7 @@ class Format:
     packages: tuple[str, ...] = ()
     extra: str = ""
     device: Optional[str] = None
+    folder: tuple[str, ...] = ()
 
 
 FORMATS: dict[str, Format] = {
@@ -87,6 +90,16 @@ FORMATS: dict[str, Format] = {
     ),
     "AIR": Format(
         ".air", "rpg_ms.deploy.mindir:write", None, ("batch_size", "normalize_input", "softmax"), device="Ascend"
+    ),
+    "C": Format(
+        "",
+        "rpg_ms.deploy.c.format:write",
+        "rpg_ms.deploy.c.format:load",
+        ("normalize_input", "softmax", "value_type"),
+        relative_tolerance=1e-5,
+        packages=("onnx",),
+        extra="onnx",
+        folder=("net.c", "net.h", "net.bin", "main.c", "Makefile", "README.md", "net", "net.o"),
     ),
     "PACKED": Format(
         ".packed", "rpg_ms.deploy.packed:write", "rpg_ms.deploy.packed:load", ("value_type",), computes=False
@@ -112,12 +125,7 @@ def check_options(file_format: str, options: Options) -> None:
 
 
 def check_machine(file_format: str, device: str) -> None:
-    """Raise a UserError unless the format can be written here.
-
-    Args:
-        file_format: a name of `FORMATS`.
-        device: MindSpore's device target.
-    """
+    """Raise a UserError unless the format can be written here, where MindSpore's device target is `device`."""
     row = FORMATS[file_format]
     if row.device not in (None, device):
         raise UserError(f"--file_format: {file_format} is written on {row.device} only, not on {device}")
@@ -130,12 +138,9 @@ def check_machine(file_format: str, device: str) -> None:
 
 
 def file_path(file_format: str, file_name: Union[str, os.PathLike]) -> Path:
-    """Where to write: `file_name`, with the format's extension behind it if that is missing.
-
-    Raises:
-        UserError: `file_name` names a folder.
-    """
-    name, extension = os.fspath(file_name), FORMATS[file_format].extension
+    """Where to write: `file_name`, with the format's extension behind it if that is missing; it may be no folder's."""
+    name, row = os.fspath(file_name), FORMATS[file_format]
+    name, extension = name.rstrip(os.sep) if row.folder and name.strip(os.sep) else name, row.extension
     if not os.path.basename(name):
         raise UserError(f"--file_name: {name!r} names a folder, wanted a file in it")
     return Path(name if name.endswith(extension) else name + extension)

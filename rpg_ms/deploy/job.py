@@ -22,16 +22,10 @@ IMAGES = 64  # real test images that a file is verified on, at least
 
 @dataclass(frozen=True)
 class Job:
-    """What a format's `write` is given.
+    """What a format's `write` is given: the masked network in inference mode, and what is asked of the file.
 
-    Args:
-        network: the masked network with its weights, in inference mode.
-        sparsified: its `Sparsified`.
-        task: what the network is trained for.
-        file_format: a name of `FORMATS`.
-        options: what is asked of the file.
-        path: the file's name once it is written and verified.
-        trained: `step` and `seconds` of the training run, or None each.
+    `path` is the file's name once it is written and verified; `trained` has the `step` and `seconds` of the training
+    run, or None each.
     """
 
     network: nn.Cell

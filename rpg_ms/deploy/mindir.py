@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Union
 
 import mindspore as ms
+import numpy as np
 from mindspore import nn
 
-from rpg_ms.deploy.exporter import plain_name
 from rpg_ms.deploy.job import Job
 from rpg_ms.deploy.verify import Loaded
+from rpg_ms.files import working_folder
 
 
 def write(job: Job, path: Path) -> None:
-    """Write MINDIR or AIR.
-
-    Raises:
-        RuntimeError, ValueError, TypeError: what MindSpore raises for what it cannot export.
-    """
+    """Write MINDIR or AIR; raises what MindSpore does for what it cannot export."""
     example = ms.Tensor(job.example)
     if job.options.dynamic_batch:
         example = ms.Tensor(shape=[None, *example.shape[1:]], dtype=example.dtype)
@@ -31,4 +31,18 @@ def load(job: Job, path: Path) -> Loaded:
     """Load a MINDIR file."""
     cell = nn.GraphCell(ms.load(str(path)))
     weights = {parameter.name: parameter.asnumpy() for parameter in cell.get_parameters()}
-    return Loaded(weights, lambda inputs: cell(ms.Tensor(inputs)).asnumpy())
+
+    def run(inputs: np.ndarray) -> Union[np.ndarray, tuple[np.ndarray, ...]]:
+        outputs = cell(ms.Tensor(inputs))
+        return tuple(one.asnumpy() for one in outputs) if isinstance(outputs, tuple) else outputs.asnumpy()
+
+    return Loaded(weights, run)
+
+
+@contextmanager
+def plain_name(path: Path) -> Iterator[str]:
+    """A name to let MindSpore write `path` by: it takes neither blanks nor letters beyond ASCII in a path."""
+    plain = f"network{path.suffix}"
+    with working_folder(path.parent):
+        yield plain
+        os.replace(plain, path.name)

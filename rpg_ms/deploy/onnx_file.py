@@ -9,8 +9,8 @@ from pathlib import Path
 
 import mindspore as ms
 
-from rpg_ms.deploy.exporter import plain_name
 from rpg_ms.deploy.job import Job
+from rpg_ms.deploy.mindir import plain_name
 from rpg_ms.deploy.onnx_operators import exportable, restore_operators
 from rpg_ms.deploy.verify import Loaded
 from rpg_ms.errors import UserError
@@ -20,7 +20,7 @@ LARGEST = 2**31  # bytes of a protobuf file
 
 
 def write(job: Job, path: Path) -> None:
-    """Write ONNX, with the input "images" and the output "outputs".
+    """Write ONNX, with the input "images" and the task's outputs by name.
 
     Raises:
         UserError: the network is too large for the format, or has an operator that MindSpore cannot export or
@@ -34,14 +34,15 @@ def write(job: Job, path: Path) -> None:
             f"--file_format: ONNX holds at most 2 GiB in one file; the network's weights take {size / 2**30:.1f} GiB"
         )
     axes = {"images": {0: "batch"}} if job.options.dynamic_batch else None
+    example = ms.Tensor(job.example)  # read before the working folder changes
     try:
         with exportable(job.network), plain_name(path) as name:
             ms.onnx.export(
                 job.deployed(),
-                ms.Tensor(job.example),
+                example,
                 file_name=name,
                 input_names=["images"],
-                output_names=["outputs"],
+                output_names=list(job.task.outputs),
                 dynamic_axes=axes,
             )
     except RuntimeError as error:
@@ -56,17 +57,14 @@ def write(job: Job, path: Path) -> None:
     with _as_refusal():
         restore_operators(written)
         if job.options.dynamic_batch:  # MindSpore names the input's axis only
-            written.graph.output[0].type.tensor_type.shape.dim[0].dim_param = "batch"
+            for output in written.graph.output:
+                output.type.tensor_type.shape.dim[0].dim_param = "batch"
         onnx.checker.check_model(written)
     onnx.save(written, str(path))
 
 
 def load(job: Job, path: Path) -> Loaded:
-    """Load an ONNX file in onnxruntime.
-
-    Raises:
-        UserError: onnxruntime does not take it.
-    """
+    """Load an ONNX file in onnxruntime; a UserError says if that does not take it."""
     import onnx
     import onnxruntime
 
@@ -76,7 +74,7 @@ def load(job: Job, path: Path) -> Loaded:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     initializers = onnx.load(str(path)).graph.initializer
     weights = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in initializers}
-    return Loaded(weights, lambda inputs: session.run(None, {"images": inputs})[0])
+    return Loaded(weights, lambda inputs: session.run(None, {"images": inputs}))
 
 
 @contextmanager

@@ -7,6 +7,7 @@ them, and is left as it was: training keeps MindSpore's own operators, which are
 
 from __future__ import annotations
 
+import graphlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Optional
@@ -46,10 +47,22 @@ def exportable(network: nn.Cell) -> Iterator[None]:
 
 
 def restore_operators(model: onnx.ModelProto) -> None:
-    """Give the stand-ins in an `onnx.ModelProto` the names of the operators that they stand for."""
+    """Mend an `onnx.ModelProto`: stand-ins get the names of the operators that they stand for, transposed convolutions
+    an output shape without batch and channels, and nodes their order, each behind those that it reads from.
+    """
     for node in model.graph.node:
         if node.op_type == ERF_EXPORTED_AS:
             node.op_type = "Erf"
+        for attribute in node.attribute:
+            if node.op_type == "ConvTranspose" and attribute.name == "output_shape":
+                del attribute.ints[:-2]
+    maker = {name: i for i, node in enumerate(model.graph.node) for name in node.output}
+    order = graphlib.TopologicalSorter(
+        {i: [maker[name] for name in node.input if name in maker] for i, node in enumerate(model.graph.node)}
+    )
+    nodes = [model.graph.node[i] for i in order.static_order()]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
 
 
 def _substitute(cell: nn.Cell) -> Optional[type[nn.Cell]]:

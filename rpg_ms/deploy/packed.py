@@ -11,11 +11,7 @@ from rpg_ms.weights.packed import pack, read_packed
 
 
 def write(job: Job, path: Path) -> None:
-    """Write a packed network.
-
-    Raises:
-        UserError: weights that are not finite, or too large for the option `value_type`.
-    """
+    """Write a packed network; a UserError refuses weights that are not finite, or too large for `value_type`."""
     value_type = job.options.value_type or "float32"
     try:
         path.write_bytes(pack(parameters(job.network), value_type, {**job.task.about(), **job.trained}))

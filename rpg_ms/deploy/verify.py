@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING, Any, Optional, Union
 
 import mindspore as ms
 import numpy as np
@@ -13,7 +13,7 @@ from mindspore import nn, ops
 
 from rpg_ms.errors import UserError
 from rpg_ms.models.compiling import reason
-from rpg_ms.weights.packed import MASK
+from rpg_ms.weights.packed import MASK, round_weight
 
 if TYPE_CHECKING:
     from rpg_ms.cells import MaskedLayer
@@ -25,37 +25,44 @@ class Loaded:
     """What a file was found to hold.
 
     Args:
-        weights: `{name: array}`; of a file that computes, it may lack those that inference does not use.
-        run: what the file computes, from array to array; None if it only holds parameters.
+        weights: `{name: array}`; of a file that computes, it may lack those that inference does not use. None where
+            they cannot be told from what was folded into them.
+        run: what the file computes, from an array to one, or to a tuple if there are several outputs; None if it only
+            holds parameters, or cannot be run here.
     """
 
-    weights: Mapping[str, np.ndarray]
-    run: Optional[Callable[[np.ndarray], np.ndarray]] = None
+    weights: Optional[Mapping[str, np.ndarray]]
+    run: Optional[Callable[[np.ndarray], Union[np.ndarray, Sequence[np.ndarray]]]] = None
 
 
 def verify(job: Job, loaded: Loaded, used: Iterable[MaskedLayer]) -> dict[str, Any]:
-    """Compare a file with the network.
+    """Compare a file with the network; raises a UserError if they differ.
 
-    Args:
-        job: what was asked for.
-        loaded: what was written.
-        used: the pruned layers that inference uses: MindSpore may leave out the weights of others.
+    `used` are the pruned layers that inference uses: MindSpore may leave out the weights of others.
 
     Returns:
         What the comparison tells. Of a file that computes it is `max_abs_difference`, the largest difference between
-        its outputs and the network's. Of one that holds parameters it is `value_type` and, unless that is float32, what
-        the rounding costs: `max_weight_difference`, the task's figures with the rounded weights, such as `top1`, and
-        with the network's own, such as `checkpoint_top1`.
-
-    Raises:
-        UserError: they differ.
+        its outputs and the network's (with rounded weights if it holds such); None if it cannot be run here. Of one
+        that holds parameters it is `value_type`. Where weights are rounded it is also what that costs:
+        `max_weight_difference`, the task's figures with the rounded weights, such as `top1`, and with the network's
+        own, such as `checkpoint_top1`.
     """
-    if job.row.computes:
-        difference = _compare_outputs(job, loaded)
-        _compare_weights(loaded, used, job.path)
-        return {"max_abs_difference": difference}
     value_type = job.options.value_type or "float32"
     before = parameters(job.network)
+    if job.row.computes:
+        difference, told = None, {}
+        if value_type != "float32":
+            after = {**before, **rounded_weights(job, value_type)}
+            told = _rounding(job, before, after)
+            _assign(job.network, after)
+        try:
+            if loaded.run is not None:
+                difference = _compare_outputs(job, loaded)
+        finally:
+            _assign(job.network, before)
+        if loaded.weights is not None:
+            _compare_weights(loaded, used, job.path)
+        return {"max_abs_difference": difference, **told}
     _compare_parameters(before, loaded.weights, value_type, job.path)
     return {"value_type": value_type, **(_rounding(job, before, loaded.weights) if value_type != "float32" else {})}
 
@@ -72,12 +79,12 @@ def _compare_outputs(job: Job, loaded: Loaded) -> float:
         UserError: the file does not run, or the difference is more than the format's tolerance, or changes a decision.
     """
     run, task, row, path = loaded.run, job.task, job.row, job.path
-    difference = largest = 0.0
+    differences, largest = np.zeros(len(task.outputs)), np.zeros(len(task.outputs))
     count = other_decisions = 0
     for inputs, outputs in _cases(job):
         expected = task.expected_outputs(outputs, job.options.softmax)
         try:
-            found = run(inputs)
+            found = _arrays(run(inputs))
         except Exception as error:  # onnxruntime has a class of its own for every status
             if len(inputs) == job.options.batch_size:
                 raise UserError(f"{path}: does not run: {reason(error)}") from None
@@ -85,28 +92,40 @@ def _compare_outputs(job: Job, loaded: Loaded) -> float:
                 f"--dynamic_batch: the network computes with its batch size, so as {job.file_format} "
                 "it runs with no other; choose one with --batch_size"
             ) from None
-        if found.shape != expected.shape:
-            raise UserError(f"{path}: returns {found.shape} where the network returns {expected.shape}")
-        difference = max(difference, float(np.abs(found - expected).max()))
-        largest = max(largest, float(np.abs(expected).max()))
+        shapes, wanted = ([one.shape for one in arrays] for arrays in (found, expected))
+        if shapes != wanted:
+            raise UserError(f"{path}: returns {shapes} where the network returns {wanted}")
+        found = task.aligned(found, expected)
+        differences = np.maximum(differences, [np.abs(a - np.float64(b)).max() for a, b in zip(found, expected)])
+        largest = np.maximum(largest, [np.abs(one).max() for one in expected])
         count += len(inputs)
         other_decisions += int(np.count_nonzero(task.decisions(found) != task.decisions(outputs)))
-    tolerance = row.absolute_tolerance + row.relative_tolerance * largest
-    if not difference <= tolerance:
-        raise UserError(f"{path}: its outputs differ from the network's by {difference:.3g}, more than {tolerance:.3g}")
+    for name, difference, tolerance in zip(
+        task.outputs, differences, row.absolute_tolerance + row.relative_tolerance * largest
+    ):
+        if not difference <= tolerance:
+            raise UserError(
+                f"{path}: its {name} differ from the network's by {difference:.3g}, more than {tolerance:.3g}"
+            )
     if other_decisions:
         raise UserError(f"{path}: its {task.decision} is not the network's for {other_decisions} of {count} images")
-    return difference
+    return float(differences.max())
 
 
-def _cases(job: Job) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _cases(job: Job) -> Iterator[tuple[np.ndarray, tuple[np.ndarray, ...]]]:
     """Batches of the file's inputs, and the network's outputs for them; of two sizes if the file takes any."""
     batch_size, count = job.options.batch_size, len(job.network_inputs)
     batches = [slice(start, start + batch_size) for start in range(0, count, batch_size)]
     if job.options.dynamic_batch:
         batches.append(slice(batch_size - 1 or 2))
     for batch in batches:
-        yield job.file_inputs[batch], job.network(ms.Tensor(job.network_inputs[batch])).asnumpy()
+        outputs = _arrays(job.network(ms.Tensor(job.network_inputs[batch])))
+        yield job.file_inputs[batch], tuple(output.asnumpy() for output in outputs)
+
+
+def _arrays(outputs: Any) -> tuple:
+    """One output or several, as a tuple."""
+    return tuple(outputs) if isinstance(outputs, (tuple, list)) else (outputs,)
 
 
 def _compare_weights(loaded: Loaded, layers: Iterable[MaskedLayer], path: Path) -> None:
@@ -134,12 +153,8 @@ def parameters(network: nn.Cell) -> dict[str, np.ndarray]:
 def _compare_parameters(
     before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray], value_type: str, path: Path
 ) -> None:
-    """Raise a UserError unless two sets of parameters are the same to the bit, and rounded weights as near as can be.
-
-    Args:
-        before, after: `{name: array}` with masks: the network's, and what was read back.
-        value_type: what the weights with masks were rounded to.
-        path: the file, for the message.
+    """Raise a UserError unless the network's parameters and those that were read back from the file at `path` are the
+    same to the bit, and weights with masks, rounded to `value_type`, as near as can be.
     """
     differing = sorted(before.keys() ^ after.keys())
     for name in before.keys() & after.keys():
@@ -152,8 +167,9 @@ def _compare_parameters(
             if value_type == "float16":
                 one = one.astype(np.float16).astype(other.dtype)
             if value_type == "int8":  # half a step; a step is at most 1/63 of a channel's largest weight
-                limit = np.abs(one.astype(np.float32)).reshape(len(one), -1).max(1) / 126 + 2.0**-126
-                error = np.abs(one.astype(np.float32) - other).reshape(len(one), -1).max(1)
+                exact = one.astype(np.float32).reshape(len(one), -1)
+                limit = np.abs(exact).max(1) / 126 + 2.0**-126
+                error = np.abs(exact - other.reshape(exact.shape)).max(1)
                 one = other if (error <= limit).all() else one
         if one.tobytes() != other.tobytes():
             differing.append(name)
@@ -172,6 +188,22 @@ def _rounding(job: Job, before: Mapping[str, np.ndarray], after: Mapping[str, np
     names = [layer.weight.name for layer in job.sparsified.layers]
     difference = max(float(np.abs(after[name] - before[name]).max()) for name in names)
     return {"max_weight_difference": difference, **rounded, **figures}
+
+
+def rounded_weights(job: Job, value_type: str) -> dict[str, np.ndarray]:
+    """The pruned layers' weights as a file keeps them in fewer bits, back in float32.
+
+    Raises:
+        UserError: they are not finite, or too large.
+    """
+    weights = {}
+    for layer in job.sparsified.layers:
+        try:
+            values, scale = round_weight(layer.weight.asnumpy(), value_type)
+        except ValueError as error:
+            raise UserError(f"{job.path}: {layer.weight.name} {error}") from None
+        weights[layer.weight.name] = values * scale.reshape(-1, *[1] * (values.ndim - 1))
+    return weights
 
 
 def _assign(network: nn.Cell, arrays: Mapping[str, np.ndarray]) -> None:

@@ -71,17 +71,17 @@ def create_model(
     else:
         network = _from_mindcv(name, num_classes, in_channels, image_size)
     if isinstance(network, ResNet) and pool_padding == "pytorch":
-        network.max_pool = _PaddedMaxPool()
+        network.max_pool = PaddedMaxPool()
     elif pool_padding != "pytorch" and not isinstance(network, ResNet):
         raise UserError(f"model.pool_padding: {pool_padding} is for mindcv's ResNets, not for {name}")
-    _name_by_place(network)
+    name_by_place(network)
     for parameter in network.get_parameters():
         if not (parameter.is_floating_point() or parameter.is_complex()):
             parameter.requires_grad = False  # MindSpore's default is True; a counter or index has no gradient
     return network
 
 
-def _name_by_place(network: nn.Cell) -> None:
+def name_by_place(network: nn.Cell) -> None:
     """Name every Parameter by its place in the network: in some of mindcv's networks the two differ, and
     MindSpore saves by place but loads by name. `former_names` keeps the names that mindcv's checkpoints have.
     """
@@ -91,7 +91,7 @@ def _name_by_place(network: nn.Cell) -> None:
         parameter.name = place
 
 
-class _PaddedMaxPool(nn.Cell):
+class PaddedMaxPool(nn.Cell):
     """3x3 max pooling of stride 2, padded by one on every side; zeros do, as no input is negative."""
 
     def __init__(self) -> None:

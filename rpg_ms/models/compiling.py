@@ -39,8 +39,7 @@ def compile_graph(
         cell: in the mode, training or inference, that it is to run in.
         arrays: NumPy arrays.
         network: the user's network in it.
-        name: its name in the configuration.
-        what: the cell does, for the message.
+        name, what: for the message, the network's name in the configuration and what the cell does.
         run: whether to run it as well: what graph mode leaves to Python, such as `asnumpy()`, fails only then.
 
     Raises:

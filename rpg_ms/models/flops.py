@@ -58,12 +58,12 @@ def layer_flops(
     Args:
         network: the masked network, in any mode; its weights and statistics stay as they are.
         sparsified: its `Sparsified`.
-        input_shape: shape of one input without the batch, such as `(channels, height, width)`.
+        input_shape: of one input without the batch, such as `(channels, height, width)`.
 
     Returns:
-        `(layers, others)`. `layers`: a list of (int, int), one a layer of `sparsified.layers`: multiply-adds of the
-        dense layer, and of the non-zeros, the weights that its mask keeps. A layer that the forward pass leaves out has
-        (0, 0). `others`: multiply-adds of the convolutions and dense layers that are not pruned (excluded, frozen).
+        `(layers, others)`: of each of `sparsified.layers` the multiply-adds of the dense layer and of the non-zeros,
+        the weights that its mask keeps, both 0 if the forward pass leaves it out; and those of the convolutions and
+        dense layers that are not pruned (excluded, frozen).
     """
     cells = [cell for _, cell in network.cells_and_names() if isinstance(cell, (*CONVOLUTIONS, *DENSES))]
     positions = {id(cell.weight): 0 for cell in cells}
@@ -78,12 +78,7 @@ def layer_flops(
     finally:
         for hook in hooks:
             hook.remove()
-    layers = [
-        (
-            positions[id(layer.weight)] * layer.mask.size,
-            positions[id(layer.weight)] * int(np.count_nonzero(layer.mask.asnumpy())),
-        )
-        for layer in sparsified.layers
-    ]
+    used = [(positions[id(layer.weight)], layer.mask) for layer in sparsified.layers]
+    layers = [(count * mask.size, count * int(np.count_nonzero(mask.asnumpy()))) for count, mask in used]
     sizes = {id(cell.weight): cell.weight.size for cell in cells}
     return layers, sum(count * sizes[key] for key, count in positions.items()) - sum(dense for dense, _ in layers)

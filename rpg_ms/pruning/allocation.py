@@ -28,6 +28,11 @@ def target_count(total: int, density: float) -> int:
     return int(round(float(density) * total))
 
 
+def at_floor(count: int, size: int, min_per_layer: int) -> bool:
+    """Whether a layer of `size` weights that keeps `count` has lost all that it may lose."""
+    return count < size and count <= min_per_layer
+
+
 def global_counts(weights: Sequence[np.ndarray], density: float, min_per_layer: int = 1) -> list[int]:
     """Global magnitude: a layer's count is how many of the K largest `|w|` in the whole network lie in it.
 
@@ -38,7 +43,6 @@ def global_counts(weights: Sequence[np.ndarray], density: float, min_per_layer: 
     sizes = _sizes(weights)
     floors = _floors(sizes, min_per_layer)
     kept = _feasible_count(sizes, density, floors)
-
     magnitudes = np.empty(sum(sizes), dtype=np.result_type(*weights))
     start = 0
     for layer, (weight, size) in enumerate(zip(weights, sizes)):
@@ -67,10 +71,7 @@ def global_counts(weights: Sequence[np.ndarray], density: float, min_per_layer: 
 
 def uniform_counts(weights: Sequence[np.ndarray], density: float, min_per_layer: int = 1) -> list[int]:
     """The same density in every layer, rounded by largest remainder (the earlier layer on a tie)."""
-    sizes = _sizes(weights)
-    floors = _floors(sizes, min_per_layer)
-    kept = _feasible_count(sizes, density, floors)
-    return _raised_to_floors(_proportional(kept, sizes, sizes), floors)
+    return _counts_by_score(weights, density, min_per_layer, [np.size(weight) for weight in weights])
 
 
 def uniform_first_dense_counts(weights: Sequence[np.ndarray], density: float, min_per_layer: int = 1) -> list[int]:
@@ -94,11 +95,7 @@ def erk_counts(weights: Sequence[np.ndarray], density: float, min_per_layer: int
     proportion (Mocanu et al. 2018, arXiv 1707.04780; Evci et al. 2020, arXiv 1911.11134, section 3).
     Rounded by largest remainder.
     """
-    sizes = _sizes(weights)
-    floors = _floors(sizes, min_per_layer)
-    kept = _feasible_count(sizes, density, floors)
-    scores = [sum(np.shape(weight)) for weight in weights]
-    return _raised_to_floors(_proportional(kept, scores, sizes), floors)
+    return _counts_by_score(weights, density, min_per_layer, [sum(np.shape(weight)) for weight in weights])
 
 
 ALLOCATIONS: dict[str, Allocation] = {
@@ -107,6 +104,13 @@ ALLOCATIONS: dict[str, Allocation] = {
     "uniform_first_dense": uniform_first_dense_counts,
     "erk": erk_counts,
 }
+
+
+def _counts_by_score(weights: Sequence[np.ndarray], density: float, min_per_layer: int, scores: list[int]) -> list[int]:
+    sizes = _sizes(weights)
+    floors = _floors(sizes, min_per_layer)
+    kept = _feasible_count(sizes, density, floors)
+    return _raised_to_floors(_proportional(kept, scores, sizes), floors)
 
 
 def _sizes(weights: Sequence[np.ndarray]) -> list[int]:

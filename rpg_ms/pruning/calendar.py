@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from .schedule import DENSITY_SCHEDULES, DROP_DECAYS, LEAST_UPDATES, delayed
+from .schedule import DENSITY_SCHEDULES, DROP_DECAYS, LEAST_UPDATES
 
 
 @dataclass(frozen=True)
@@ -19,16 +19,13 @@ class UpdateCalendar:
     Args:
         total_steps: training steps of the whole run.
         update_every: Δ, steps from one update to the next.
-        prune_until: T_prune as a fraction of all steps, in (0, 1]: the target is reached by then.
-        freeze_after: T_end as a fraction of all steps, in (0, 1], not before T_prune: no update after it.
+        prune_until, freeze_after: T_prune and T_end as fractions of all steps, in (0, 1], in this order.
         density: the target, in (0, 1].
-        schedule: a name in `DENSITY_SCHEDULES`.
-        drop_decay: a name in `DROP_DECAYS`.
-        warmup_updates: updates at density 1 before the schedule starts.
+        schedule, drop_decay: names in `DENSITY_SCHEDULES` and `DROP_DECAYS`.
+        warmup_updates: updates at density 1 before the density schedule starts.
 
     Raises:
-        ValueError: a value out of range, or no update that could reach the target; names the configuration
-            key.
+        ValueError: a value out of range, or no update that could reach the target; names the configuration key.
     """
 
     total_steps: int
@@ -55,28 +52,25 @@ class UpdateCalendar:
         if self.prune_step > self.end_step:
             raise ValueError(
                 f"pruning.prune_until: {self.prune_until} of {self.total_steps} steps is after "
-                f"pruning.freeze_after: {self.freeze_after}, so no update can reach the target "
-                "density"
+                f"pruning.freeze_after: {self.freeze_after}, so no update can reach the target density"
             )
         if self.updates < 1:
             raise ValueError(
-                f"pruning.update_every: {self.update_every} steps is more than the "
-                f"{self.prune_step} up to pruning.prune_until ({self.prune_until} of "
-                f"{self.total_steps}), so no update can reach the target density"
+                f"pruning.update_every: {self.update_every} steps is more than the {self.prune_step} up to "
+                f"pruning.prune_until ({self.prune_until} of {self.total_steps}), so no update can reach the target "
+                "density"
             )
         if not 0 <= self.warmup_updates < self.updates:
             raise ValueError(
-                f"pruning.warmup_updates: {self.warmup_updates} is not in "
-                f"[0, {self.updates - 1}]; there are {self.updates} updates until "
-                f"pruning.prune_until (pruning.update_every: {self.update_every}) and the last "
-                "must reach the target density"
+                f"pruning.warmup_updates: {self.warmup_updates} is not in [0, {self.updates - 1}]; there are "
+                f"{self.updates} updates until pruning.prune_until (pruning.update_every: {self.update_every}) and the "
+                "last must reach the target density"
             )
-        least = LEAST_UPDATES.get(self.schedule, 1)
-        if self.updates - self.warmup_updates < least:
+        least, there = LEAST_UPDATES.get(self.schedule, 1), self.updates - self.warmup_updates
+        if there < least:
             raise ValueError(
-                f"pruning.schedule: {self.schedule} needs at least {least} updates until "
-                f"pruning.prune_until, and there are {self.updates - self.warmup_updates}; "
-                f"pruning.update_every: {self.update_every} steps is too many"
+                f"pruning.schedule: {self.schedule} needs at least {least} updates until pruning.prune_until, and "
+                f"there are {there}; pruning.update_every: {self.update_every} steps is too many"
             )
 
     @property
@@ -99,11 +93,6 @@ class UpdateCalendar:
         """The step of update T."""
         return self.updates * self.update_every
 
-    @property
-    def last_update(self) -> int:
-        """The step of the last update; the topology is fixed after it."""
-        return self.end_step // self.update_every * self.update_every
-
     def steps(self) -> range:
         """The steps of all updates, in order."""
         return range(self.update_every, self.end_step + 1, self.update_every)
@@ -122,8 +111,8 @@ class UpdateCalendar:
 
     def density_at(self, step: int) -> float:
         """The density when this step is over: 1.0 before the first update, `density` from `reach_step` on."""
-        schedule = delayed(DENSITY_SCHEDULES[self.schedule], self.warmup_updates)
-        return schedule(self.update_index(step), self.updates, self.density)
+        update = max(self.update_index(step) - self.warmup_updates, 0)
+        return DENSITY_SCHEDULES[self.schedule](update, self.updates - self.warmup_updates, self.density)
 
     def drop_fraction(self, step: int, alpha: float) -> float:
         """The drop fraction `f(t)` of this step: 0.0 at the last step, by "cosine" once the topology is frozen."""

@@ -1,16 +1,6 @@
 """The pruning methods. A method is a row of choices; to add one, add a row.
 
-| choice | names in |
-|---|---|
-| masks to start from | `topology.STARTS` |
-| density schedule | `schedule.DENSITY_SCHEDULES` |
-| allocation over the layers | `allocation.ALLOCATIONS` |
-| drop score, grow score | `scores.SCORES` |
-| drop fraction over time | `schedule.DROP_DECAYS` |
-| soft threshold, rank term, calendar, clipping | numbers |
-
-A new criterion is a function and a row in `scores.SCORES`. The rank term can be switched on with any method
-(`rank.lambda` above 0).
+What can be chosen stands in the tables `STARTS`, `DENSITY_SCHEDULES`, `ALLOCATIONS`, `SCORES` and `DROP_DECAYS`.
 """
 
 from __future__ import annotations
@@ -29,7 +19,7 @@ class Method:
     """One pruning method, with its default numbers.
 
     Args:
-        schedule: density schedule; None leaves the network dense, with no topology update at all.
+        schedule: the density schedule; None leaves the network dense, with no topology update at all.
         allocation: how the weights that stay are spread over the layers; None only together with `schedule`.
         start: the masks before the first step: "dense", or at the target density "random" or "magnitude".
         drop: the score that weights are kept by.
@@ -42,6 +32,8 @@ class Method:
         prune_until: T_prune, when the target density is reached, as a fraction of all steps.
         freeze_after: T_end, the end of topology updates, as a fraction of all steps.
         rank_lambda: λ, weight of the adversarial rank term, at least 0; 0 leaves it out.
+        rank_share: the rank term's share in the score of regrowth, in [0, 1), in the place of λ: each layer's gradients
+            of task and rank term are brought to unit norm first. None for the published sum with λ.
         rank_delta: δ, error budget of the rank term, in (0, 1].
         clip_norm: largest global norm of the gradient, above 0; None for any.
 
@@ -61,6 +53,7 @@ class Method:
     prune_until: float = 0.8
     freeze_after: float = 0.9
     rank_lambda: float = 0.0
+    rank_share: Optional[float] = None
     rank_delta: float = 0.1
     clip_norm: Optional[float] = None
 
@@ -78,8 +71,8 @@ class Method:
                 raise ValueError(f"pruning.{choice}: {name!r} is not one of {', '.join(names)}")
         if (self.schedule is None) != (self.allocation is None):
             raise ValueError(
-                f"a method has both a schedule and an allocation, or neither: got "
-                f"{self.schedule!r} and {self.allocation!r}"
+                f"a method has both a density schedule and an allocation, or neither: got {self.schedule!r} and "
+                f"{self.allocation!r}"
             )
         if self.start != "dense" and self.schedule not in (None, "constant"):
             raise ValueError(
@@ -101,6 +94,8 @@ class Method:
             raise ValueError(f"pruning.drop: {self.drop}; a soft threshold cuts by magnitude")
         if not self.rank_lambda >= 0:
             raise ValueError(f"rank.lambda: {self.rank_lambda} is negative")
+        if self.rank_share is not None and not 0 <= self.rank_share < 1:
+            raise ValueError(f"rank.share: {self.rank_share} is not in [0, 1)")
         if not 0 < self.rank_delta <= 1:
             raise ValueError(f"rank.delta: {self.rank_delta} is not in (0, 1]")
         if self.clip_norm is not None and not self.clip_norm > 0:
@@ -121,11 +116,11 @@ METHODS: dict[str, Method] = {
     # Rank-based pruninG, with the numbers of its 90 % ResNet-50 (arXiv 2311.17493)
     "rpg": Method("exponential", "global", grow="gradient", alpha=0.3, rank_lambda=0.5, rank_delta=0.1),
     # The default, our variant for short training: RPG's drop and grow with rank term, but the target is reached early,
-    # by a cubic schedule, so that more steps are left at it, and ERK's counts in place of one magnitude cut, which
-    # leave small layers more. Chosen on training images of CIFAR-10.
+    # by a cubic density schedule, so that more steps are left at it, and ERK's counts in place of one magnitude cut,
+    # which leave small layers more. Chosen on training images of CIFAR-10.
     "rpg_erk": Method("cubic", "erk", grow="gradient", alpha=0.3, prune_until=0.6, rank_lambda=0.5, rank_delta=0.1),
     # Gradual magnitude pruning (Zhu & Gupta 2017, arXiv 1710.01878), the cut made in the whole network or in
-    # every layer. The baseline in RPG's released code is the first with schedule "exponential".
+    # every layer. The baseline in RPG's released code is the first with the exponential density schedule.
     "gmp": Method("cubic", "global"),
     "gmp_uniform": Method("cubic", "uniform"),
     # One-shot magnitude pruning, then fine-tuning (Han et al. 2015, arXiv 1506.02626, one iteration of it, with
@@ -136,14 +131,7 @@ METHODS: dict[str, Method] = {
     # Sparse evolutionary training (Mocanu et al. 2018, arXiv 1707.04780): after every epoch 30 % of each layer
     # are replaced at random.
     "set": Method(
-        "constant",
-        "erk",
-        start="random",
-        grow="random",
-        alpha=0.3,
-        drop_decay="constant",
-        update_every=0,
-        freeze_after=1.0,
+        "constant", "erk", "random", grow="random", alpha=0.3, drop_decay="constant", update_every=0, freeze_after=1.0
     ),
     # The rigged lottery (Evci et al. 2020, arXiv 1911.11134, section 3)
     "rigl": Method("constant", "erk", start="random", grow="gradient", alpha=0.3, prune_until=0.75, freeze_after=0.75),

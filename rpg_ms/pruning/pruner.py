@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, Optional
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Optional
 
 import numpy as np
 
@@ -29,6 +30,7 @@ class TopologyRecord:
     layer_nonzero: list[int] = field(repr=False)
     ranks: list[int] = field(repr=False, default_factory=list)  # k of each layer in the rank term; empty without it
     rank_loss: float = 0.0
+    rank_decided: Optional[float] = None  # share of the regrown positions that the rank term decided; None without it
 
 
 @dataclass(frozen=True)
@@ -44,10 +46,11 @@ class TopologyUpdate:
     opens: bool
 
 
+@dataclass
 class Pruner:
     """Decides at each step whether the topology is updated, and what comes out (arXiv 2311.17493, section 3.3).
 
-    A network that is pruned already is pruned further, never opened as a whole, except by the schedule
+    A network that is pruned already is pruned further, never opened as a whole, except by the density schedule
     "alternating" or for a target above its density; which layers keep how many is the allocation's choice.
 
     Args:
@@ -56,49 +59,42 @@ class Pruner:
         total_steps: training steps of the whole run.
         steps_per_epoch: what `method.update_every` 0 stands for.
         min_per_layer: fewest weights left in a layer.
-        warmup_updates: updates at density 1 before the schedule starts.
+        warmup_updates: updates at density 1 before the density schedule starts.
         seed: of random masks and scores.
 
     Raises:
         ValueError: a calendar that cannot reach the target; names the configuration key.
     """
 
-    def __init__(
-        self,
-        method: Method,
-        density: float,
-        total_steps: int,
-        *,
-        steps_per_epoch: Optional[int] = None,
-        min_per_layer: int = 1,
-        warmup_updates: int = 0,
-        seed: int = 0,
-    ) -> None:
-        self.method = method
-        self.density = density
-        self.min_per_layer = min_per_layer
-        self.seed = seed
+    method: Method
+    density: float
+    total_steps: int
+    steps_per_epoch: Optional[int] = None
+    min_per_layer: int = 1
+    warmup_updates: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        # A due update waits for a finite gradient. All else that a checkpoint needs to know follows from the step.
+        self.pending = False
         self.calendar: Optional[UpdateCalendar] = None
-        self.pending = False  # a due update waits for a finite gradient
+        method = self.method
         if method.updates:
             self.calendar = UpdateCalendar(
-                total_steps=total_steps,
-                update_every=method.update_every or steps_per_epoch or total_steps,
-                prune_until=method.prune_until,
-                freeze_after=method.freeze_after,
-                density=density,
-                schedule=method.schedule,
-                warmup_updates=warmup_updates,
-                drop_decay=method.drop_decay,
+                self.total_steps,
+                method.update_every or self.steps_per_epoch or self.total_steps,
+                method.prune_until,
+                method.freeze_after,
+                self.density,
+                method.schedule,
+                self.warmup_updates,
+                method.drop_decay,
             )
 
     # ---------------------------------------------------------------------------------------- the start
 
     def start(self, weights: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> Optional[list[np.ndarray]]:
-        """The masks before the first step, or None to leave them as they are.
-
-        Args:
-            weights, masks: of each layer; the masks are not all ones where the network comes from a pruned one.
+        """The masks before the first step, by each layer's weight and mask, or None to leave them as they are.
 
         Raises:
             ValueError: a floor per layer that the target cannot hold, or a network pruned to less than the target.
@@ -149,10 +145,6 @@ class Pruner:
         """Whether the optimizer leaves out its step on an update, as in the released implementation of RPG."""
         return self.method.alpha > 0
 
-    def postpone(self) -> None:
-        """Make the due update at the next step instead: this one's gradient is not finite."""
-        self.pending = True
-
     def reaches_target_after(self, step: int) -> bool:
         """Whether an update after this step leaves the target density."""
         return self.pending or (
@@ -180,43 +172,42 @@ class Pruner:
         weights: Sequence[np.ndarray],
         masks: Sequence[np.ndarray],
         gradients: Optional[Sequence[np.ndarray]],
+        task_gradients: Optional[Sequence[np.ndarray]] = None,
     ) -> TopologyUpdate:
-        """Draw the masks anew.
+        """Draw the masks anew at a step, from 1.
 
         Args:
-            step: the training step, from 1.
             weights, masks: of each layer; the latent weights where the method has a soft threshold.
             gradients: the dense gradient of the objective in each weight; None where `needs_gradient` says so, or
                 for an update that waited until the end and has none: it keeps the largest weights and grows none.
+            task_gradients: those of the task alone, where a rank term has a part in `gradients`: the record then says
+                which share of the regrown positions would not have been grown by them.
 
         Raises:
             ValueError: a weight or gradient that is not finite, or counts that the layers cannot hold.
         """
         waited = gradients is None and self.needs_gradient(step)
         fraction = 0.0 if waited else self._drop_fraction(step)
-        drop = self._scores("magnitude" if waited else self.method.drop, weights, gradients, [self.seed, step, DROP])
+        drop = _scores("magnitude" if waited else self.method.drop, weights, gradients, [self.seed, step, DROP])
         kept, total = _count(masks), sum(mask.size for mask in masks)
         density = self.calendar.density_at(step)
         if self.method.schedule != "alternating":  # without dense phases a network that is pruned is not opened
             density = min(density, max(kept / total, self.density))
         counts = self._counts(drop, density)
-        grow = None if fraction == 0 else self._scores(self.method.grow, weights, gradients, [self.seed, step])
+        grow = None if fraction == 0 else _scores(self.method.grow, weights, gradients, [self.seed, step])
         new_weights, new_masks = map(list, zip(*update_topology(weights, grow, counts, fraction, drop)))
+        decided = None
+        if grow is not None and task_gradients is not None and SCORES[self.method.grow].needs_gradient:
+            alone = _scores(self.method.grow, weights, task_gradients, [self.seed, step])
+            others = [mask for _, mask in update_topology(weights, alone, counts, fraction, drop)]
+            regrown = sum(math.floor(fraction * count) for count in counts)
+            decided = _count(new & ~other for new, other in zip(new_masks, others)) / max(regrown, 1)
         self.pending = False
         nonzero = int(sum(counts))
-        return TopologyUpdate(
-            new_weights,
-            new_masks,
-            opens=nonzero > kept,
-            record=TopologyRecord(
-                step=step,
-                density=nonzero / total,
-                nonzero=nonzero,
-                drop_fraction=fraction,
-                grown=sum(int(np.count_nonzero(new & ~old)) for new, old in zip(new_masks, masks)),
-                layer_nonzero=[int(count) for count in counts],
-            ),
-        )
+        grown = _count([new & ~old for new, old in zip(new_masks, masks)])
+        record = TopologyRecord(step, nonzero / total, nonzero, fraction, grown, [int(count) for count in counts])
+        record = replace(record, rank_decided=decided)
+        return TopologyUpdate(new_weights, new_masks, record, opens=nonzero > kept)
 
     def _drop_fraction(self, step: int) -> float:
         return self.calendar.drop_fraction(step, self.method.alpha)
@@ -224,26 +215,13 @@ class Pruner:
     def _counts(self, scores: Sequence[np.ndarray], density: float) -> list[int]:
         return ALLOCATIONS[self.method.allocation](scores, density, self.min_per_layer)
 
-    @staticmethod
-    def _scores(
-        name: str, weights: Sequence[np.ndarray], gradients: Optional[Sequence[np.ndarray]], seed: Sequence[int]
-    ) -> list[np.ndarray]:
-        rng = np.random.default_rng(seed)
-        return [
-            SCORES[name].function(weight, gradient, rng)
-            for weight, gradient in zip(weights, gradients or [None] * len(weights))
-        ]
 
-    # ----------------------------------------------------------------------------------------- resuming
-
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint needs to know: everything else follows from the step."""
-        return {"pending": self.pending}
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` returned."""
-        self.pending = state["pending"]
+def _scores(
+    name: str, weights: Sequence[np.ndarray], gradients: Optional[Sequence[np.ndarray]], seed: Sequence[int]
+) -> list[np.ndarray]:
+    function, rng = SCORES[name].function, np.random.default_rng(seed)
+    return [function(weight, gradient, rng) for weight, gradient in zip(weights, gradients or [None] * len(weights))]
 
 
-def _count(masks: Sequence[np.ndarray]) -> int:
+def _count(masks: Iterable[np.ndarray]) -> int:
     return sum(int(np.count_nonzero(mask)) for mask in masks)

@@ -1,7 +1,7 @@
 """How dense the network is after each topology update, and how much of it is redrawn.
 
 A density schedule is a plain function `(update, updates, density) -> float`. Updates count from 1; 0 stands
-for the time before the first update, where every schedule is at 1.0. From update number `updates` on, the
+for the time before the first update, where every density schedule is at 1.0. From update number `updates` on, the
 value is `density` itself, not a number near it. `density` is the fraction of prunable weights that stay, in
 (0, 1].
 """
@@ -41,7 +41,6 @@ def alternating_density(update: int, updates: int, density: float) -> float:
 
     The time up to update `updates` has 17 parts: two dense ones, then sparse and dense in turn, and two dense
     ones at the end. Over 85 of 100 epochs that is the paper's ImageNet run, with phases of five epochs.
-    Every phase takes place from 16 updates on.
     """
     _check(update, updates, density)
     part = 17 * update // updates
@@ -55,32 +54,14 @@ DENSITY_SCHEDULES: dict[str, DensitySchedule] = {
     "alternating": alternating_density,
 }
 
-# Fewer updates cannot hold all phases of a schedule, and it would be another method.
+# Fewer updates cannot hold all phases of a density schedule, and it would be another method.
 LEAST_UPDATES = {"alternating": 16}
-
-
-def delayed(schedule: DensitySchedule, warmup: int) -> DensitySchedule:
-    """`schedule` held at density 1 for the first `warmup` updates, then run over those that remain.
-
-    The target is still reached exactly at update `updates`. The returned schedule raises ValueError when
-    the warm-up leaves no update to prune in.
-    """
-    if warmup < 0:
-        raise ValueError(f"warmup must be at least 0 updates, got {warmup}")
-
-    def after_warmup(update: int, updates: int, density: float) -> float:
-        _check(update, updates, density)
-        if warmup >= updates:
-            raise ValueError(f"a warm-up of {warmup} updates leaves none of the {updates} to prune in")
-        return schedule(max(update - warmup, 0), updates - warmup, density)
-
-    return after_warmup
 
 
 def cosine_drop_fraction(step: int, end_step: int, alpha: float) -> float:
     """`f(t) = α/2 · (1 + cos(π t / T_end))`, the share of a layer's weights that is regrown at step `t`.
 
-    Falls from `α` at step 0 to 0 at `end_step` (arXiv 2311.17493; the schedule of RigL, arXiv 1911.11134).
+    Falls from `α` at step 0 to 0 at `end_step` (arXiv 2311.17493; as in RigL, arXiv 1911.11134).
     Raises ValueError unless `0 <= step <= end_step`, `end_step >= 1` and `0 <= alpha <= 1`.
     """
     if end_step < 1:

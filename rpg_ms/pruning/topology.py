@@ -44,13 +44,8 @@ def largest(values: np.ndarray, count: int) -> np.ndarray:
 
 
 def start_masks(weights: Sequence[np.ndarray], counts: Sequence[int], start: str, seed: int) -> list[np.ndarray]:
-    """The masks before the first step: `counts[l]` places of layer `l`, the largest `|w|` or drawn at random.
-
-    Args:
-        weights: float array per layer.
-        counts: how many places of each layer.
-        start: "magnitude" or "random".
-        seed: of the random places; the same seed gives the same masks.
+    """The masks before the first step: `counts[l]` places of layer `l`, the largest `|w|` or, for `start` "random",
+    drawn at random, the same for the same seed.
     """
     if start == "magnitude":
         return survivors(weights, counts)
@@ -75,7 +70,13 @@ def survivors(weights: Sequence[np.ndarray], counts: Sequence[int]) -> list[np.n
 
 
 def drop_and_grow(
-    weight: np.ndarray, survivors: np.ndarray, dense_grad: Optional[np.ndarray], n_keep: int, n_grow: int
+    weight: np.ndarray,
+    survivors: np.ndarray,
+    dense_grad: Optional[np.ndarray],
+    n_keep: int,
+    n_grow: int,
+    drop_score: Optional[np.ndarray] = None,
+    where: str = "",
 ) -> tuple[np.ndarray, np.ndarray]:
     """Redraw one layer's mask: keep the largest weights, grow where the gradient is largest.
 
@@ -88,7 +89,8 @@ def drop_and_grow(
         survivors: boolean array of the same shape, the mask after the magnitude cut.
         dense_grad: float array of the same shape: the gradient of the loss in every weight, active or not,
             or any other score whose magnitude says where to grow. May be None if `n_grow` is 0.
-        n_keep, n_grow: how many positions to keep and to grow.
+        drop_score: array whose magnitude says what to keep; None for the weight itself.
+        where: what to call the layer in an error.
 
     Returns:
         `(new_weight, new_mask)`, new arrays. Exactly `n_keep + n_grow` entries of the mask are True,
@@ -98,7 +100,28 @@ def drop_and_grow(
     Raises:
         ValueError: shapes differ, the counts do not fit, or the weight or gradient holds NaN or infinity.
     """
-    return _redraw(weight, weight, survivors, dense_grad, n_keep, n_grow, where="")
+    if survivors.dtype != bool or survivors.shape != weight.shape:
+        raise ValueError(
+            f"survivors{where} must be boolean of shape {weight.shape}, "
+            f"got {survivors.dtype} of shape {survivors.shape}"
+        )
+    if n_keep < 0 or n_grow < 0 or n_keep + n_grow > weight.size:
+        raise ValueError(f"cannot keep {n_keep} and grow {n_grow} of the {weight.size} weights{where}")
+
+    score = finite_magnitude(weight if drop_score is None else drop_score, f"weight{where}")
+    score[~survivors] = 0
+    active = largest(score, n_keep)
+    if n_grow > 0:
+        if dense_grad is None or np.shape(dense_grad) != weight.shape:
+            given = "None" if dense_grad is None else f"shape {np.shape(dense_grad)}"
+            raise ValueError(f"growing {n_grow} weights needs a gradient{where} of shape {weight.shape}, got {given}")
+        score = finite_magnitude(dense_grad, f"gradient{where}")
+        score[active] = -1  # below every magnitude: a kept position is never grown as well
+        active |= largest(score, n_grow)
+
+    new_weight = np.zeros_like(weight)
+    np.copyto(new_weight, weight, where=active & survivors)
+    return new_weight, active
 
 
 def update_topology(
@@ -114,10 +137,8 @@ def update_topology(
     (`drop_and_grow`).
 
     Args:
-        weights: float array per layer.
         grow_scores: array per layer whose magnitude says where to grow; may be None when `drop_fraction` is 0.
-        counts: how many weights of each layer stay.
-        drop_fraction: share of them that is grown anew, in [0, 1].
+        drop_fraction: share of a layer's places that is grown anew, in [0, 1].
         drop_scores: array per layer whose magnitude says what to keep; None for the weights themselves.
 
     Raises:
@@ -134,52 +155,10 @@ def update_topology(
 
     def redrawn(layer: int, weight: np.ndarray, grow_score: Optional[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         n_grow = math.floor(drop_fraction * counts[layer])
-        return _redraw(
-            weight,
-            drop_scores[layer],
-            masks[layer],
-            grow_score,
-            counts[layer] - n_grow,
-            n_grow,
-            where=f" of layer {layer}",
-        )
+        n_keep, where = counts[layer] - n_grow, f" of layer {layer}"
+        return drop_and_grow(weight, masks[layer], grow_score, n_keep, n_grow, drop_scores[layer], where)
 
     return _for_each_layer(redrawn, weights, grow_scores)
-
-
-def _redraw(
-    weight: np.ndarray,
-    drop_score: np.ndarray,
-    surviving: np.ndarray,
-    grow_score: Optional[np.ndarray],
-    n_keep: int,
-    n_grow: int,
-    where: str,
-) -> tuple[np.ndarray, np.ndarray]:
-    weight = np.asarray(weight)
-    surviving = np.asarray(surviving)
-    if surviving.dtype != bool or surviving.shape != weight.shape:
-        raise ValueError(
-            f"survivors{where} must be boolean of shape {weight.shape}, "
-            f"got {surviving.dtype} of shape {surviving.shape}"
-        )
-    if n_keep < 0 or n_grow < 0 or n_keep + n_grow > weight.size:
-        raise ValueError(f"cannot keep {n_keep} and grow {n_grow} of the {weight.size} weights{where}")
-
-    score = finite_magnitude(drop_score, f"weight{where}")
-    score[~surviving] = 0
-    active = largest(score, n_keep)
-    if n_grow > 0:
-        if grow_score is None or np.shape(grow_score) != weight.shape:
-            given = "None" if grow_score is None else f"shape {np.shape(grow_score)}"
-            raise ValueError(f"growing {n_grow} weights needs a gradient{where} of shape {weight.shape}, got {given}")
-        score = finite_magnitude(grow_score, f"gradient{where}")
-        score[active] = -1  # below every magnitude: a kept position is never grown as well
-        active |= largest(score, n_grow)
-
-    new_weight = np.zeros_like(weight)
-    np.copyto(new_weight, weight, where=active & surviving)
-    return new_weight, active
 
 
 def _end_of_first(flags: np.ndarray, count: int) -> int:

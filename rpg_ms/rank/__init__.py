@@ -5,5 +5,3 @@ from __future__ import annotations
 from rpg_ms.rank.cell import RankLoss
 from rpg_ms.rank.numeric import full_rank, mean_rank, numeric_rank
 from rpg_ms.rank.term import BACKENDS, rank_term, rank_terms
-
-__all__ = ["BACKENDS", "RankLoss", "full_rank", "mean_rank", "numeric_rank", "rank_term", "rank_terms"]

@@ -12,10 +12,7 @@ from rpg_ms.rank.term import check_options, rank_terms
 
 
 class RankLoss(nn.Cell):
-    """Rank term of a network: the mean of `-t_k` over its layers that are not all zero.
-
-    Differentiable: its gradient with respect to each weight is the closed form of `rpg_ms.rank.rank_term`
-    (a constant truncation, no derivative through a decomposition). Runs in graph and PyNative mode.
+    """Rank term of a network, the mean of `-t_k` over its layers that are not all zero, with its exact gradient.
 
     Args:
         delta: error budget in (0, 1].
@@ -27,7 +24,8 @@ class RankLoss(nn.Cell):
             convolution `C_in`: its matrix has a row for each of them).
 
     Outputs:
-        Scalar tensor, at least float32. `0` when every weight is all zero.
+        `(loss, k, gradients)`: a scalar, 0 when every weight is all zero; an int32 tensor `[len(weights)]`; and a
+        tuple of tensors of the weights' shapes. Loss and gradients are at least float32.
 
     Raises:
         ValueError: an unknown backend, or `delta` outside (0, 1].
@@ -44,38 +42,29 @@ class RankLoss(nn.Cell):
             self._on_host, func_type="pyfunc", out_shape=lambda shape: shape, out_dtype=lambda dtype: dtype
         )
 
-    def construct(self, *weights: Tensor) -> Tensor:
-        loss, _ = self.loss_and_ranks(weights)
-        return loss
-
-    def loss_and_ranks(self, weights: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-        """`(loss, k)` for a tuple of weights. `k` is an int32 tensor of shape `[len(weights)]`."""
-        constants = ()
+    def construct(self, *weights: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        wide = ()
         for weight in weights:
-            constant = ops.stop_gradient(weight)
-            if constant.dtype in (ms.float16, ms.bfloat16):
-                constant = constant.astype(ms.float32)
-            constants += (constant,)
+            if weight.dtype in (ms.float16, ms.bfloat16):
+                weight = weight.astype(ms.float32)
+            wide += (weight,)
         if self.backend == "matmul":
-            terms = matmul_terms(constants, self.delta)
+            terms = matmul_terms(wide, self.delta)
         elif self.backend == "svd":
-            terms = self._svd_terms(constants)
+            terms = self._svd_terms(wide)
         else:
-            terms = self._host_terms(constants)
-        losses, ranks, grads = (), (), ()
-        for loss, k, grad in terms:
+            terms = self._host_terms(wide)
+        losses, ranks = (), ()
+        for loss, k, _ in terms:
             losses += (loss,)
             ranks += (k,)
-            grads += (grad,)
-        losses, ranks = ops.stack(losses), ops.stack(ranks)
+        losses = ops.stack(losses)
         # A layer that is all zero has a loss of exactly 0, and every other one has -t_k < 0 or NaN: count the latter.
         active = ops.maximum((losses != 0).astype(losses.dtype).sum(), ops.ones((), losses.dtype))
-        loss = ops.stop_gradient(losses.sum() / active)
-        # <grad, W> minus itself adds exactly nothing to the value and exactly `grad` to the derivative.
-        for weight, grad in zip(weights, grads):
-            inner = (ops.stop_gradient(grad / active) * weight).sum()
-            loss = loss + (inner - ops.stop_gradient(inner))
-        return loss, ops.stop_gradient(ranks)
+        gradients = ()
+        for _, _, gradient in terms:
+            gradients += (gradient / active,)
+        return losses.sum() / active, ops.stack(ranks), gradients
 
     def _svd_terms(self, weights: tuple[Tensor, ...]) -> list[tuple[Tensor, Tensor, Tensor]]:
         """`(loss, k, grad)` of every weight, one after the other."""
@@ -114,10 +103,7 @@ class RankLoss(nn.Cell):
             end = start + 2 + rows * columns
             weights.append(vector[start + 2 : end].reshape(rows, columns))
             start = end
-        return np.concatenate(
-            [
-                part
-                for loss, k, grad in rank_terms(weights, self.delta)
-                for part in (np.array([loss, k], vector.dtype), grad.ravel())
-            ]
-        )
+        parts = []
+        for loss, k, grad in rank_terms(weights, self.delta):
+            parts += [np.array([loss, k], vector.dtype), grad.ravel()]
+        return np.concatenate(parts)

@@ -35,7 +35,7 @@ def rank_term(weight: np.ndarray | Tensor, delta: float, backend: str = "gram") 
     """Loss, rank and gradient of the rank term of one layer.
 
     Args:
-        weight: NumPy array or MindSpore Tensor of two or more dimensions, the first one `C_out`. It is floating point.
+        weight: NumPy array or MindSpore Tensor, floating point, of two or more dimensions, the first one `C_out`.
         delta: error budget, the share of the energy to be discarded, in (0, 1].
         backend: "svd" (`ops.svd`) computes in float64, on Ascend in float32. "gram" takes the eigenvalues of the
             smaller Gram matrix on the host. It computes in float64, or in float32 where that is accurate enough for a
@@ -53,7 +53,7 @@ def rank_term(weight: np.ndarray | Tensor, delta: float, backend: str = "gram") 
     weight = weight.asnumpy() if isinstance(weight, Tensor) else np.asarray(weight)
     if weight.ndim < 2 or not np.issubdtype(weight.dtype, np.floating):
         raise ValueError(
-            f"weight: {weight.dtype} of shape {weight.shape}; wanted floating point, two or more dimensions"
+            f"weight: {weight.dtype} of shape {weight.shape} is not floating point of two or more dimensions"
         )
     largest = np.abs(weight).max()
     if not np.isfinite(largest):

@@ -69,6 +69,7 @@ def page_of_run(run: Run) -> tuple[str, list[Union[str, Picture]]]:
             "learning rate over the steps.",
         ),
         "<h2>Layers</h2>",
+        _floors(run),
         Picture(
             "layers",
             figures.layers(run),
@@ -84,42 +85,22 @@ def page_of_run(run: Run) -> tuple[str, list[Union[str, Picture]]]:
             "Weights and multiply-adds of each layer for one image, dense and of the non-zeros (logarithmic).",
         ),
         _layer_table(run),
-        _note(DEFINITIONS),
+        _paragraph(DEFINITIONS, "note"),
         f"<details><summary>Configuration</summary><pre>{escape(dump_config(config))}</pre></details>",
     ]
 
 
 def page_of_runs(runs: Sequence[Run]) -> tuple[str, list[Union[str, Picture]]]:
     """`(title, parts)` of several runs."""
-    groups = by_label_and_sparsity(runs)
+    groups, figure = by_label_and_sparsity(runs), runs[0].figure
     kinds = list(dict.fromkeys(f"{run.config.model.name} on {run.config.data.name}" for run in runs))
-    parts = []
-    if len(kinds) > 1:
-        parts.append(
-            _warning(
-                f"These runs are not of one network and dataset, so their figures do not compare: {', '.join(kinds)}."
-            )
-        )
-    for (label, sparsity), members in groups.items():
-        keys = {key for run in members[1:] for key in changed_keys(members[0].config, run.config)}
-        if keys - set(OF_A_SEED):
-            parts.append(
-                _warning(
-                    f"The runs of {label} at {sparsity:g} % count as seeds of one experiment, "
-                    f"but differ in {', '.join(sorted(keys - set(OF_A_SEED)))}."
-                )
-            )
-    unfinished = sum(run.summary is None for run in runs)
-    if unfinished:
-        parts.append(
-            _warning(f"Unfinished: {unfinished} of {len(runs)} runs, listed below, but left out of figures and means.")
-        )
+    parts = [_paragraph(text, "warning") for text in _doubts(runs, groups, kinds)]
     if groups:
         parts += [
             Picture(
                 "accuracy",
-                figures.figure_by_sparsity(groups, runs[0].figure),
-                f"{_capital(runs[0].figure.label)} at the end of training against sparsity. Points are means over "
+                figures.figure_by_sparsity(groups, figure),
+                f"{_capital(figure.label)} at the end of training against sparsity. Points are means over "
                 "seeds, bars one standard deviation (n − 1); a point without a bar is a single run. The "
                 "axis is logarithmic in the density; methods are set apart a little so that they do "
                 "not cover each other.",
@@ -131,13 +112,33 @@ def page_of_runs(runs: Sequence[Run]) -> tuple[str, list[Union[str, Picture]]]:
                 "full rank and averaged over the layers, against sparsity; points and bars as above.",
             ),
         ]
-    parts += ["<h2>Methods</h2>", _method_table(groups, runs[0].figure), "<h2>Runs</h2>", _run_table(runs)]
+    parts += ["<h2>Methods</h2>", _method_table(groups, figure), "<h2>Runs</h2>", _run_table(runs)]
     for run in runs:
         name = f"{run.label}, {run.sparsity:g} %, seed {run.config.seed}: {run.folder}"
         parts.append(
             f"<details><summary>{escape(name)}</summary>{_state(run)}{_facts(run)}{_layer_table(run)}</details>"
         )
-    return f"{len(runs)} runs: {', '.join(kinds)}", [*parts, _note(DEFINITIONS)]
+    return f"{len(runs)} runs: {', '.join(kinds)}", [*parts, _paragraph(DEFINITIONS, "note")]
+
+
+def _doubts(runs: Sequence[Run], groups: Mapping[tuple[str, float], Sequence[Run]], kinds: Sequence[str]) -> list[str]:
+    """What a reader of the comparison must know before its figures: runs that do not compare, or are not finished."""
+    doubts = []
+    if len(kinds) > 1:
+        doubts.append(
+            f"These runs are not of one network and dataset, so their figures do not compare: {', '.join(kinds)}."
+        )
+    for (label, sparsity), (first, *others) in groups.items():
+        keys = {key for run in others for key in changed_keys(first.config, run.config)} - set(OF_A_SEED)
+        if keys:
+            doubts.append(
+                f"The runs of {label} at {sparsity:g} % count as seeds of one experiment, "
+                f"but differ in {', '.join(sorted(keys))}."
+            )
+    unfinished = sum(run.summary is None for run in runs)
+    if unfinished:
+        doubts.append(f"Unfinished: {unfinished} of {len(runs)} runs, listed below, but left out of figures and means.")
+    return doubts
 
 
 def render(title: str, parts: Sequence[Union[str, Picture]], png: Mapping[str, bytes]) -> str:
@@ -160,7 +161,7 @@ def render(title: str, parts: Sequence[Union[str, Picture]], png: Mapping[str, b
 
 
 def _figure(picture: Picture, png: bytes) -> str:
-    source = base64.b64encode(png).decode("ascii")
+    source = base64.b64encode(png).decode()
     caption = escape(picture.caption)
     return (
         f'<figure id="{picture.name}"><img src="data:image/png;base64,{source}" alt="{caption}">'
@@ -171,105 +172,87 @@ def _figure(picture: Picture, png: bytes) -> str:
 def _state(run: Run) -> str:
     text = f"{run.state}, {run.seconds / 60:.1f} minutes."
     if run.summary is not None:
-        return f"<p>{escape(text)}</p>"
-    return _warning(f"{text} Layers are those of its newest checkpoint; the curves may go further.")
+        return _paragraph(text)
+    return _paragraph(f"{text} Layers are those of its newest checkpoint; the curves may go further.", "warning")
 
 
 def _facts(run: Run) -> str:
     rank, count = run.config.rank, len(run.layers)
+    flops, dense_flops = (run.total(name) + run.other_flops for name in ("flops", "dense_flops"))
     by_weights = sum(layer.numeric_share < 1 for layer in run.layers)
     by_masks = sum(layer.structural_share < 1 for layer in run.layers)
-    return _table(
-        [
-            (_capital(run.figure.label), "–" if run.measured is None else f"{run.measured:.2f} {run.figure.unit}"),
-            ("Weights kept", _part(run.total("nonzero"), run.total("weights"))),
-            (
-                "Multiply-adds for one image",
-                _part(run.total("flops") + run.other_flops, run.total("dense_flops") + run.other_flops),
-            ),
-            ("Dead filters", _part(run.total("dead_filters"), run.total("filters"))),
-            ("Layers below full rank", f"{by_weights} of {count} by their weights, {by_masks} by their masks"),
-            (
-                "Rank term",
-                f"λ = {rank.lambda_:g}, δ = {rank.delta:g}, on every {rank.every}" if rank.lambda_ else "none",
-            ),
-            ("Seed", run.config.seed),
-            ("Folder", run.folder),
-        ]
-    )
+    facts = {
+        _capital(run.figure.label): "–" if run.measured is None else f"{run.measured:.2f} {run.figure.unit}",
+        "Weights kept": _part(run.total("nonzero"), run.total("weights")),
+        "Multiply-adds for one image": _part(flops, dense_flops),
+        "Dead filters": _part(run.total("dead_filters"), run.total("filters")),
+        "Layers below full rank": f"{by_weights} of {count} by their weights, {by_masks} by their masks",
+        "Rank term": f"λ = {rank.lambda_:g}, δ = {rank.delta:g}, on every {rank.every}" if rank.lambda_ else "none",
+        "Seed": run.config.seed,
+        "Folder": run.folder,
+    }
+    return _table(facts.items())
 
 
 def _rank_term(run: Run) -> Union[str, Picture]:
+    rank = run.config.rank
     if run.rank_updates:
         return Picture(
             "rank_k",
             figures.rank_k(run),
             "k at each topology update, in percent of the full rank: how many singular values of a layer "
-            "the rank term keeps, so that the energy of the others is nearest to δ = "
-            f"{run.config.rank.delta:g}.",
+            f"the rank term keeps, so that the energy of the others is nearest to δ = {rank.delta:g}.",
         )
-    why = (
-        "no topology update has computed the rank term"
-        if run.config.rank.lambda_
-        else "the run had no rank term (rank.lambda is 0)"
+    why = "no topology update has computed the rank term" if rank.lambda_ else "rank.lambda is 0"
+    return _paragraph(f"There is no figure of k over the updates: {why}.")
+
+
+def _floors(run: Run) -> str:
+    """A warning that names the layers with no more weights than the floor, or nothing."""
+    low = [layer.name for layer in run.layers if run.is_at_floor(layer)]
+    if not low:
+        return ""
+    floor = run.config.pruning.min_per_layer
+    text = (
+        f"Down to pruning.min_per_layer ({floor}): {', '.join(low)}. pruning.exclude keeps layers dense, "
+        "pruning.allocation=erk spares small ones."
     )
-    return f"<p>There is no figure of k over the updates: {why}.</p>"
+    return _paragraph(text, "warning")
 
 
 def _layer_table(run: Run) -> str:
     members = [layer.name for layer in run.layers if layer.in_rank_term]
     updates = [line["ranks"] for line in run.rank_updates if line["step"] <= run.step]
     last_k = dict(zip(members, updates[-1])) if updates else {}
-    head = [
-        "layer",
-        "shape",
-        "weights",
-        "non-zeros",
-        "density (%)",
-        "multiply-adds, dense",
-        "multiply-adds, non-zeros",
-        "full rank",
-        "structural rank",
-        "numeric rank",
-        "last k",
-        "dead filters",
-    ]
+
+    def costs(weights: int, nonzero: int, dense_flops: int, flops: int) -> dict[str, str]:
+        return {
+            "weights": f"{weights:,}",
+            "non-zeros": f"{nonzero:,}",
+            "density (%)": f"{100 * nonzero / max(weights, 1):.3g}",
+            "multiply-adds, dense": f"{dense_flops:,}",
+            "multiply-adds, non-zeros": f"{flops:,}",
+        }
+
     rows = [
-        [
-            layer.name,
-            " × ".join(map(str, layer.shape)),
-            *_before_and_after(layer.weights, layer.nonzero),
-            f"{layer.dense_flops:,}",
-            f"{layer.flops:,}",
-            layer.full_rank,
-            layer.structural_rank,
-            layer.numeric_rank,
-            last_k.get(layer.name, "–"),
-            f"{layer.dead_filters} of {layer.filters}",
-        ]
+        {
+            "layer": f"{layer.name} (at its floor)" if run.is_at_floor(layer) else layer.name,
+            "shape": " × ".join(map(str, layer.shape)),
+            **costs(layer.weights, layer.nonzero, layer.dense_flops, layer.flops),
+            "full rank": layer.full_rank,
+            "structural rank": layer.structural_rank,
+            "numeric rank": layer.numeric_rank,
+            "last k": last_k.get(layer.name, "–"),
+            "dead filters": f"{layer.dead_filters} of {layer.filters}",
+        }
         for layer in run.layers
     ]
-    weights, nonzero, others = run.total("weights"), run.total("nonzero"), run.other_parameters
-    blank = [""] * 5
-    foot = [
-        [
-            "prunable weights",
-            "",
-            *_before_and_after(weights, nonzero),
-            f"{run.total('dense_flops'):,}",
-            f"{run.total('flops'):,}",
-            *blank,
-        ],
-        ["biases, norms and others", "", *_before_and_after(others, others), *[f"{run.other_flops:,}"] * 2, *blank],
-        [
-            "all parameters",
-            "",
-            *_before_and_after(weights + others, nonzero + others),
-            *[f"{run.total(name) + run.other_flops:,}" for name in ("dense_flops", "flops")],
-            *blank,
-        ],
-    ]
-    return _table(rows, head, foot)
+    pruned = [run.total(name) for name in ("weights", "nonzero", "dense_flops", "flops")]
+    others = [run.other_parameters] * 2 + [run.other_flops] * 2
+    sums = {"prunable weights": pruned, "biases, norms and others": others}
+    sums["all parameters"] = [a + b for a, b in zip(pruned, others)]
+    foot = [[name, "", *costs(*counts).values(), *[""] * 5] for name, counts in sums.items()]
+    return _table((row.values() for row in rows), rows[0], foot)
 
 
 def _method_table(groups: Mapping[tuple[str, float], Sequence[Run]], figure: Figure) -> str:
@@ -280,80 +263,59 @@ def _method_table(groups: Mapping[tuple[str, float], Sequence[Run]], figure: Fig
         values = [run.measured for run in members]
         kept = [run.total("nonzero") for run in members]
         rows.append(
-            [
-                label,
-                f"{sparsity:g}",
-                f"{len(members)} ({', '.join(str(run.config.seed) for run in members)})",
-                f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else ""),
-                " to ".join(f"{count:,}" for count in sorted({min(kept), max(kept)})),
-                f"{100 * mean(run.mean('numeric_share') for run in members):.1f}",
-                f"{100 * mean(run.mean('structural_share') for run in members):.1f}",
-                f"{mean(run.seconds for run in members) / 60:.1f}",
-            ]
+            {
+                "method": label,
+                "sparsity (%)": f"{sparsity:g}",
+                "seeds": f"{len(members)} ({', '.join(str(run.config.seed) for run in members)})",
+                f"{figure.axis}, mean ± std": (
+                    f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
+                ),
+                "non-zeros": " to ".join(f"{count:,}" for count in sorted({min(kept), max(kept)})),
+                "numeric rank (% of full, mean over layers)": (
+                    f"{100 * mean(run.mean('numeric_share') for run in members):.1f}"
+                ),
+                "structural rank (% of full, mean over layers)": (
+                    f"{100 * mean(run.mean('structural_share') for run in members):.1f}"
+                ),
+                "minutes a run": f"{mean(run.seconds for run in members) / 60:.1f}",
+            }
         )
-    return _table(
-        rows,
-        [
-            "method",
-            "sparsity (%)",
-            "seeds",
-            f"{figure.axis}, mean ± std",
-            "non-zeros",
-            "numeric rank (% of full, mean over layers)",
-            "structural rank (% of full, mean over layers)",
-            "minutes a run",
-        ],
-    )
+    return _table((row.values() for row in rows), rows[0])
 
 
 def _run_table(runs: Sequence[Run]) -> str:
     rows = [
-        [
-            run.label,
-            f"{run.sparsity:g}",
-            run.config.seed,
-            "–" if run.measured is None else f"{run.measured:.2f}",
-            f"{run.total('nonzero'):,}",
-            f"{run.seconds / 60:.1f}",
-            run.state,
-            run.folder,
-        ]
+        {
+            "method": run.label,
+            "sparsity (%)": f"{run.sparsity:g}",
+            "seed": run.config.seed,
+            runs[0].figure.axis: "–" if run.measured is None else f"{run.measured:.2f}",
+            "non-zeros": f"{run.total('nonzero'):,}",
+            "minutes": f"{run.seconds / 60:.1f}",
+            "state": run.state,
+            "folder": run.folder,
+        }
         for run in runs
     ]
-    return _table(
-        rows, ["method", "sparsity (%)", "seed", runs[0].figure.axis, "non-zeros", "minutes", "state", "folder"]
-    )
+    return _table((row.values() for row in rows), rows[0])
 
 
 def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _before_and_after(before: int, after: int) -> tuple[str, str, str]:
-    """Cells: two counts and the second in percent of the first."""
-    return f"{before:,}", f"{after:,}", f"{100 * after / max(before, 1):.3g}"
-
-
 def _part(part: int, whole: int) -> str:
     return f"{part:,} of {whole:,} ({100 * part / max(whole, 1):.3g} %)"
 
 
-def _table(rows: Iterable[Sequence[Any]], head: Sequence[str] = (), foot: Sequence[Sequence[Any]] = ()) -> str:
-    def lines(rows: Iterable[Sequence[Any]], tag: str) -> str:
-        return "\n".join(
-            "<tr>" + "".join(f"<{tag}>{escape(str(cell))}</{tag}>" for cell in row) + "</tr>" for row in rows
-        )
+def _table(rows: Iterable[Iterable[Any]], head: Iterable[str] = (), foot: Iterable[Iterable[Any]] = ()) -> str:
+    def part(tag: str, rows: Iterable[Iterable[Any]], cell: str = "td") -> str:
+        lines = ["".join(f"<{cell}>{escape(str(text))}</{cell}>" for text in row) for row in rows]
+        return f"<{tag}>" + "\n".join(f"<tr>{line}</tr>" for line in lines) + f"</{tag}>" if any(lines) else ""
 
-    parts = [f"<thead>{lines([head], 'th')}</thead>"] if head else []
-    parts.append(f"<tbody>{lines(rows, 'td')}</tbody>")
-    if foot:
-        parts.append(f"<tfoot>{lines(foot, 'td')}</tfoot>")
-    return f'<div class="table"><table>{"".join(parts)}</table></div>'
+    parts = part("thead", [head], "th") + part("tbody", rows) + part("tfoot", foot)
+    return f'<div class="table"><table>{parts}</table></div>'
 
 
-def _warning(text: str) -> str:
-    return f'<p class="warning">{escape(text)}</p>'
-
-
-def _note(text: str) -> str:
-    return f'<p class="note">{escape(text)}</p>'
+def _paragraph(text: str, kind: str = "plain") -> str:
+    return f'<p class="{kind}">{escape(text)}</p>'

@@ -8,14 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional, Union
 
+import numpy as np
+
 from rpg_ms.config import Config, load_config
 from rpg_ms.errors import UserError
 from rpg_ms.json_files import NUMBER, check, parse_json
+from rpg_ms.pruning.allocation import at_floor
 from rpg_ms.pruning.structure import structural_rank
 from rpg_ms.rank import full_rank, numeric_rank
 from rpg_ms.rank.numeric import with_bar
-from rpg_ms.report.layers import dead_filters
-from rpg_ms.tasks import TASKS, Figure, create_task
+from rpg_ms.tasks import Figure, create_task, figures_of
 from rpg_ms.training.run_folder import read_summary
 
 if TYPE_CHECKING:
@@ -80,14 +82,13 @@ class Run:
     step: int
     total_steps: int
     seconds: float
-    start: tuple[dict, ...]
-    train: tuple[dict, ...]
-    topology: tuple[dict, ...]
-    evaluation: tuple[dict, ...]
-    layers: tuple[Layer, ...]
+    start: list[dict]
+    train: list[dict]
+    topology: list[dict]
+    evaluation: list[dict]
+    layers: list[Layer]
     other_parameters: int  # never pruned: biases, norms, embeddings, excluded layers ...
     other_flops: int  # multiply-adds for one image of the layers that are not pruned
-    input_shape: tuple[int, int, int]
 
     def total(self, figure: str) -> Union[int, float]:
         """Sum over the layers of one of their figures, such as "weights"."""
@@ -96,6 +97,10 @@ class Run:
     def mean(self, figure: str) -> float:
         """Mean over the layers of one of their figures, such as "numeric_share"."""
         return self.total(figure) / len(self.layers)
+
+    def is_at_floor(self, layer: Layer) -> bool:
+        """Whether pruning has left a layer no more weights than it must."""
+        return at_floor(layer.nonzero, layer.weights, self.config.pruning.min_per_layer)
 
     @property
     def density(self) -> float:
@@ -110,7 +115,7 @@ class Run:
     @property
     def figure(self) -> Figure:
         """The `rpg_ms.tasks.Figure` that the run is measured by."""
-        return TASKS[self.config.task].figure
+        return figures_of(self.config)[0]
 
     @property
     def measured(self) -> Optional[float]:
@@ -122,11 +127,9 @@ class Run:
     @property
     def state(self) -> str:
         """What the run has come to, for a reader."""
-        return (
-            f"finished, {self.step} steps"
-            if self.summary is not None
-            else f"unfinished at step {self.step} of {self.total_steps}"
-        )
+        if self.summary is not None:
+            return f"finished, {self.step} steps"
+        return f"unfinished at step {self.step} of {self.total_steps}"
 
     @property
     def rank_updates(self) -> list[dict[str, Any]]:
@@ -135,57 +138,43 @@ class Run:
 
 
 def load_run(folder: Union[str, os.PathLike], label: Optional[str] = None) -> Run:
-    """Read a run's folder; the dataset is not needed.
+    """Read the folder of a run, finished or not; the dataset is not needed.
 
     Args:
-        folder: what train.py wrote; the run may be unfinished.
         label: what the run is called, and which runs are seeds of one another; None for its pruning method.
-
-    Returns:
-        Run.
 
     Raises:
         UserError: not a run's folder, a run without checkpoint yet, or files that are damaged.
     """
     folder = Path(folder)
     if not (folder / "config.yaml").is_file():
-        raise UserError(
-            f"{folder}: not the folder of a run: {'it has no config.yaml' if folder.is_dir() else 'no such folder'}"
-        )
+        why = "it has no config.yaml" if folder.is_dir() else "no such folder"
+        raise UserError(f"{folder}: not the folder of a run: {why}")
     config = load_config(folder / "config.yaml")
     if not (folder / "last.ckpt").exists():
         why = "has no checkpoint yet" if (folder / "metrics.jsonl").exists() else "was not started"
         raise UserError(f"{folder}: the run {why}: no last.ckpt")
-    records = _read_metrics(folder / "metrics.jsonl", TASKS[config.task].figure.name)
-    summary = read_summary(folder, config.task)
-    state, layers, *others, input_shape = _read_checkpoint(folder / "last.ckpt", config)
-    in_rank_term = sum(layer.in_rank_term for layer in layers)
+    records = _read_metrics(folder / "metrics.jsonl", figures_of(config)[0].name)
+    summary = read_summary(folder, config)
+    found = _read_checkpoint(folder / "last.ckpt", config)
+    in_rank_term = sum(layer.in_rank_term for layer in found["layers"])
     for line in records["topology"]:
         if len(line["ranks"]) not in (0, in_rank_term) or not all(type(k) is int for k in line["ranks"]):
             raise UserError(
                 f"{folder / 'metrics.jsonl'}: step {line['step']}: ranks is not a list of "
                 f"{in_rank_term} integers, one a layer of the rank term"
             )
-    return Run(
-        label if label is not None else config.pruning.method,
-        folder,
-        config,
-        summary,
-        state["step"],
-        state["total_steps"],
-        state["seconds"],
-        *(tuple(records[event]) for event in RECORDS),
-        layers,
-        *others,
-        input_shape,
-    )
+    return Run(config.pruning.method if label is None else label, folder, config, summary, **records, **found)
 
 
 def _read_metrics(path: Path, figure: str) -> dict[str, list[dict[str, Any]]]:
     """`{event: [line, ...]}`; a last line that a killed run left half written is passed over."""
     wanted = {**RECORDS, "evaluation": {**RECORDS["evaluation"], figure: NUMBER}}
     records = {event: [] for event in RECORDS}
-    lines = _read(path).split(b"\n")
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     for number, text in enumerate(lines, 1):
         if not text.strip():
             continue
@@ -201,15 +190,8 @@ def _read_metrics(path: Path, figure: str) -> dict[str, list[dict[str, Any]]]:
     return records
 
 
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-
-
-def _read_checkpoint(path: Path, config: Config) -> tuple[dict[str, Any], tuple[Layer, ...], int, int, tuple[int, ...]]:
-    """`(state, layers, other parameters, multiply-adds of other layers, input shape)`."""
+def _read_checkpoint(path: Path, config: Config) -> dict[str, Any]:
+    """The fields of a `Run` that its checkpoint tells."""
     from rpg_ms.models.flops import layer_flops, parameter_count
     from rpg_ms.training import build, checkpoint
     from rpg_ms.training.distributed import ALONE
@@ -221,11 +203,15 @@ def _read_checkpoint(path: Path, config: Config) -> tuple[dict[str, Any], tuple[
         raise UserError(f"{path}: not a checkpoint of a training run")
     cells = {id(cell.weight): cell for _, cell in network.cells_and_names() if hasattr(cell, "weight")}
     flops, other_flops = layer_flops(network, sparsified, task.input_shape)
-    layers = tuple(
-        _layer(layer, cells[id(layer.weight)], config.rank.include_dense, *costs)
-        for layer, costs in with_bar(list(zip(sparsified.layers, flops)))
-    )
-    return state, layers, parameter_count(network) - sparsified.prunable, other_flops, task.input_shape
+    return {
+        **{name: state[name] for name in ("step", "total_steps", "seconds")},
+        "layers": [
+            _layer(layer, cells[id(layer.weight)], config.rank.include_dense, *costs)
+            for layer, costs in with_bar(list(zip(sparsified.layers, flops)))
+        ],
+        "other_parameters": parameter_count(network) - sparsified.prunable,
+        "other_flops": other_flops,
+    }
 
 
 def _layer(layer: MaskedLayer, cell: nn.Cell, rank_takes_dense: bool, dense_flops: int, flops: int) -> Layer:
@@ -248,6 +234,20 @@ def _layer(layer: MaskedLayer, cell: nn.Cell, rank_takes_dense: bool, dense_flop
         dense_flops=dense_flops,
         flops=flops,
     )
+
+
+def dead_filters(weight: np.ndarray, transposed: bool = False, groups: int = 1) -> tuple[int, int]:
+    """How many output channels of a layer have no weight but zeros, and how many there are.
+
+    Args:
+        weight: array `[outputs, inputs / groups, ...]`; of a transposed convolution `[inputs, outputs / groups, ...]`.
+        transposed: whether it is one; only then `groups` matter, which other weights tell by their shape.
+    """
+    if transposed:
+        alive = weight.reshape(groups, len(weight) // groups, weight.shape[1], -1).any(axis=(1, 3))
+    else:
+        alive = weight.reshape(len(weight), -1).any(axis=1)
+    return int(np.count_nonzero(~alive)), alive.size
 
 
 def by_label_and_sparsity(runs: Iterable[Run]) -> dict[tuple[str, float], list[Run]]:

@@ -23,11 +23,13 @@ class Figure:
         name: its name in summary.json and metrics.jsonl.
         unit: such as "%".
         label: what tables and axes call it.
+        of_masks: whether only a network with masks has it (`model.masks`).
     """
 
     name: str
     unit: str
     label: str
+    of_masks: bool = False
 
     @property
     def axis(self) -> str:
@@ -42,20 +44,41 @@ class TaskRow:
     Args:
         implementation: `module:class` of the Task.
         figures: what it measures; the first chooses the best checkpoint and is what tables compare.
+        keys: keys and groups of the configuration that no other task takes.
+        exclude: patterns of the layers that pruning leaves out unless `pruning.exclude` says otherwise.
     """
 
     implementation: str
     figures: tuple[Figure, ...]
-
-    @property
-    def figure(self) -> Figure:
-        """The figure that chooses the best checkpoint."""
-        return self.figures[0]
+    keys: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
 
 
 TASKS: dict[str, TaskRow] = {
-    "classification": TaskRow("rpg_ms.tasks.classification:Classification", (Figure("top1", "%", "top-1 accuracy"),))
+    "classification": TaskRow(
+        "rpg_ms.tasks.classification:Classification",
+        (Figure("top1", "%", "top-1 accuracy"),),
+        keys=("model.pool_padding", "train.label_smoothing", "train.mixup", "train.cutmix", "distill"),
+    ),
+    "detection": TaskRow(
+        "rpg_ms.tasks.detection:Detection",
+        (
+            Figure("mask_ap", "%", "mask AP", of_masks=True),
+            Figure("mask_ap50", "%", "mask AP50", of_masks=True),
+            Figure("box_ap", "%", "box AP"),
+            Figure("box_ap50", "%", "box AP50"),
+        ),
+        keys=("model.masks", "detection"),
+        # The predictors: classes and boxes of anchors and of objects, and masks. Their weights are small, so that one
+        # cut through all layers would leave them next to none.
+        exclude=("*_logits", "*.bbox_pred", "*.cls_score"),
+    ),
 }
+
+
+def figures_of(config: Config) -> tuple[Figure, ...]:
+    """What a configuration's task measures; the first chooses the best checkpoint and is what tables compare."""
+    return tuple(figure for figure in TASKS[config.task].figures if config.model.masks or not figure.of_masks)
 
 
 def create_task(config: Config, world: World, weights: Optional[str] = None) -> Task:

@@ -11,18 +11,25 @@ import numpy as np
 from mindcv.loss import create_loss
 from mindspore import nn, ops
 
-from rpg_ms.data.datasets import ImageDataset, check_images, known_shape, load_dataset
+from rpg_ms.cells.distilled import Distilled
+from rpg_ms.data.datasets import ImageDataset, check_images, known_shape, load_dataset, test_transform
 from rpg_ms.data.pipeline import EvalSamples, Mix, TrainSamples, batches
-from rpg_ms.data.transforms import OnImage, planes
+from rpg_ms.data.transforms import OnImage, apply, planes
 from rpg_ms.errors import UserError
 from rpg_ms.models import create_model
 from rpg_ms.models.compiling import compile_graph, reason
 from rpg_ms.models.flops import try_image
-from rpg_ms.tasks.task import Batch
+from rpg_ms.tasks.drawing import draw_line
+from rpg_ms.tasks.task import Arrays, Batch
+from rpg_ms.training.teacher import Teacher, build_teacher
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from rpg_ms.config import Config
     from rpg_ms.training.distributed import World
+
+LIKELIEST = 5  # classes that a prediction names
 
 
 class Classification:
@@ -38,6 +45,7 @@ class Classification:
     """
 
     decision = "top-1 class"
+    outputs = ("outputs",)
 
     def __init__(self, config: Config, world: World, weights: Optional[str] = None) -> None:
         self.config = config
@@ -70,20 +78,22 @@ class Classification:
 
     # -------------------------------------------------------------------------------------------- training
 
-    def network(self) -> nn.Cell:
-        """The network of `model.name`, tried on one image.
+    def network(self, name: Optional[str] = None) -> nn.Cell:
+        """The network of `model.name`, or another, tried on one image.
 
         Raises:
             UserError: an unknown network, or one that does not fit the images and classes.
         """
         model, (channels, size, _) = self.config.model, self.input_shape
-        network = create_model(model.name, self.classes, channels, size, model.width, model.pool_padding)
-        self._check_fit(network)
+        name = name or model.name
+        width, padding = (model.width, model.pool_padding) if name == model.name else (1.0, "pytorch")
+        network = create_model(name, self.classes, channels, size, width, padding)
+        self._check_fit(network, name)
         return network
 
-    def _check_fit(self, network: nn.Cell) -> None:
+    def _check_fit(self, network: nn.Cell, name: str) -> None:
         """Try one image, all zero: its size or the number of classes may not be what the network is made for."""
-        name, data = self.config.model.name, self.config.data.name
+        data = self.config.data.name
         try:
             returned = try_image(network, self.input_shape)
         except Exception as error:  # of any kind, from anybody's network
@@ -99,7 +109,7 @@ class Classification:
             )
 
     def train_batches(self, first_step: int, last_step: int) -> Iterator[Batch]:
-        """This process's batches of steps `first_step + 1 .. last_step`: "image" and "label"."""
+        """This process's batches of steps `first_step + 1 .. last_step`: "image", "label" and, with one, "teacher"."""
         batch_size = self.config.train.batch_size
         samples = TrainSamples(
             self.dataset.train,
@@ -111,17 +121,27 @@ class Classification:
             self.world.rank,
             self.world.size,
         )
-        return batches(samples, batch_size, self.config.data.workers, self._mix(first_step))
+        made = batches(samples, batch_size, self.config.data.workers, self._mix(first_step))
+        return self.teacher.join(made) if self.teacher else made
+
+    @cached_property
+    def teacher(self) -> Optional[Teacher]:
+        """What the network learns from besides the labels, or None."""
+        return build_teacher(self.config, self)
 
     def zero_batch(self, batch_size: int) -> dict[str, np.ndarray]:
         """A training batch of zeros, of the shapes and types that `train_batches` has."""
         mixed = self._mix(0) is not None
         labels = np.zeros((batch_size, self.classes), np.float32) if mixed else np.zeros(batch_size, np.int32)
-        return {"image": np.zeros((batch_size, *self.input_shape), np.float32), "label": labels}
+        taught = {"teacher": np.zeros((batch_size, self.classes), np.float32)} if self.teacher else {}
+        return {"image": np.zeros((batch_size, *self.input_shape), np.float32), "label": labels, **taught}
 
     def with_loss(self, network: nn.Cell) -> nn.Cell:
-        """The network with cross-entropy, as a Cell from images and labels to a scalar."""
-        return _WithLoss(network, create_loss("CE", label_smoothing=self.config.train.label_smoothing))
+        """The network with cross-entropy, and divergence from a teacher, as a Cell from a batch to a scalar."""
+        loss, distill = create_loss("CE", label_smoothing=self.config.train.label_smoothing), self.config.distill
+        if distill.weight > 0:
+            return Distilled(network, loss, distill.weight, distill.temperature)
+        return _WithLoss(network, loss)
 
     def check_data(self) -> int:
         """Read this process's share of all images and name the unreadable on stderr; how many were read.
@@ -176,6 +196,36 @@ class Classification:
         correct = int(self.world.gather(np.int64(correct)).sum())
         return {"top1": 100 * correct / len(self.dataset.test)}
 
+    # ------------------------------------------------------------------------------------------ prediction
+
+    def predict(self, network: nn.Cell, image: Image.Image) -> dict[str, Any]:
+        """The likeliest classes of an RGB image, at most LIKELIEST, with their probabilities, as plain values."""
+        inputs = apply(test_transform(self.config.data), {"image": image})["image"]
+        logits = network.set_train(False)(ms.Tensor(inputs[None].astype(np.float32))).asnumpy()[:1]
+        probabilities = self.expected_outputs((logits,), softmax=True)[0][0]
+        names = self._class_names or [None] * len(probabilities)
+        return {
+            "classes": [
+                {"class": int(i), "name": names[i], "probability": float(probabilities[i])}
+                for i in np.argsort(-probabilities, kind="stable")[:LIKELIEST]
+            ]
+        }
+
+    @cached_property
+    def _class_names(self) -> Optional[Sequence[str]]:
+        """The classes' names, or None where the dataset is not there to tell them, or has other classes."""
+        try:
+            names = self.dataset.class_names
+        except UserError:
+            return None
+        return names if names is not None and len(names) == self.classes else None
+
+    def draw(self, image: Image.Image, prediction: dict[str, Any]) -> Image.Image:
+        """The image with the likeliest class below it."""
+        first = prediction["classes"][0]
+        name = first["class"] if first["name"] is None else first["name"]
+        return draw_line(image, f"{name} {100 * first['probability']:.0f} %")
+
     # ------------------------------------------------------------------------------------------ deployment
 
     def inputs(self, count: int, raw: bool = False) -> np.ndarray:
@@ -193,16 +243,21 @@ class Classification:
         normalisation = (self.dataset.mean, self.dataset.std) if normalize_input else None
         return _Deployed(network, normalisation, softmax)
 
-    def expected_outputs(self, outputs: np.ndarray, softmax: bool) -> np.ndarray:
+    def expected_outputs(self, outputs: Arrays, softmax: bool) -> Arrays:
         """Logits, or their probabilities."""
         if not softmax:
             return outputs
-        powers = np.exp(np.float64(outputs) - outputs.max(1, keepdims=True))
-        return powers / powers.sum(1, keepdims=True)
+        (logits,) = outputs
+        powers = np.exp(np.float64(logits) - logits.max(1, keepdims=True))
+        return (powers / powers.sum(1, keepdims=True),)
 
-    def decisions(self, outputs: np.ndarray) -> np.ndarray:
+    def aligned(self, found: Arrays, expected: Arrays) -> Arrays:
+        """The outputs themselves: classes have their order."""
+        return found
+
+    def decisions(self, outputs: Arrays) -> np.ndarray:
         """Each image's class."""
-        return outputs.argmax(1)
+        return outputs[0].argmax(1)
 
     def about(self) -> dict[str, Any]:
         """What the network is, as plain values."""

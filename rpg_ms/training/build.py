@@ -26,7 +26,9 @@ from rpg_ms.cells.masked import NothingMatches, set_topology
 from rpg_ms.errors import UserError
 from rpg_ms.files import working_folder
 from rpg_ms.models.compiling import compile_graph
-from rpg_ms.pruning import Pruner
+from rpg_ms.models.detection import MaskRCNN
+from rpg_ms.pruning import SCORES, Pruner
+from rpg_ms.training.loop import hooks_of, sinks
 from rpg_ms.weights import load_weights
 
 if TYPE_CHECKING:
@@ -40,12 +42,9 @@ MOST_STEPS = 10_000_000  # whose rates, which MindSpore's optimizers want in a l
 def build_network(
     config: Config, task: Task, pretrained: Optional[str] = None, mixed_precision: bool = True
 ) -> tuple[nn.Cell, Sparsified]:
-    """The network of a configuration with its masks: `(network, Sparsified)`.
+    """The network of a configuration with its masks, all ones unless `pretrained`, a file of weights, is sparse.
 
-    Masks are all ones, unless `pretrained`, a file of weights to start from, holds a pruned network.
-
-    Args:
-        mixed_precision: whether it computes at `train.amp_level`; its weights are float32 either way.
+    With `mixed_precision` it computes at `train.amp_level`; its weights are float32 either way.
 
     Raises:
         UserError: an unknown network, one that does not fit the task's images and classes or has nothing to prune,
@@ -54,22 +53,15 @@ def build_network(
     model = config.model
     network = task.network()
     try:
-        sparsified = sparsify(network, config.pruning.exclude)
+        sparsified = sparsify(network, config.pruning.exclude or ())
     except NothingMatches as error:
         raise UserError(f"pruning.exclude: {error}") from None
     except ValueError as error:
         raise UserError(f"model.name: {model.name}: {error}") from None
     if pretrained is not None:
         try:
-            load_weights(
-                pretrained,
-                network,
-                sparsified,
-                model.pretrained_allow,
-                model.pretrained_entry,
-                model.pretrained_prefix,
-                "model.pretrained_{}",
-            )
+            keys = (model.pretrained_allow, model.pretrained_entry, model.pretrained_prefix)
+            load_weights(pretrained, network, sparsified, *keys, "model.pretrained_{}")
         except UserError as error:
             raise UserError(f"model.pretrained: {error}") from None
     if mixed_precision and config.train.amp_level != "O0":
@@ -81,42 +73,41 @@ def _mixed_precision(network: nn.Cell, level: str) -> nn.Cell:
     """The network at an amp level.
 
     At O1 MindSpore writes its source anew into the current folder, and reads that when it compiles: it gets a
-    folder which is there until the process ends.
+    folder which is there until the process ends. What a detector does with boxes stays in float32.
     """
     folder = tempfile.TemporaryDirectory(prefix="rpg_ms-")
     atexit.register(folder.cleanup)
     with working_folder(folder.name):
-        return amp.auto_mixed_precision(network, level)
+        if not isinstance(network, MaskRCNN):
+            return amp.auto_mixed_precision(network, level)
+        network.convert_parts(lambda part: amp.auto_mixed_precision(part, level))
+        return network
 
 
 def learning_rates(config: Config, steps_per_epoch: int) -> list[float]:
-    """The learning rate of every step: a list of floats, one a step.
-
-    Raises:
-        UserError: a warm-up that is no shorter than training, or more than `MOST_STEPS` steps.
-    """
-    schedule, peak = config.schedule, config.optimizer.lr
+    """The learning rate of every step; UserError for a warm-up as long as training, or more than `MOST_STEPS` steps."""
+    decay, peak = config.schedule, config.optimizer.lr
     total = config.train.epochs * steps_per_epoch
     if total > MOST_STEPS:
         raise UserError(
             f"train.epochs: {config.train.epochs} epochs of {steps_per_epoch} steps are {total} steps, "
             f"more than {MOST_STEPS}"
         )
-    warmup = round(schedule.warmup_epochs * steps_per_epoch)
+    warmup = round(decay.warmup_epochs * steps_per_epoch)
     if warmup >= total:
         raise UserError(
-            f"schedule.warmup_epochs: {schedule.warmup_epochs} is not less than train.epochs: {config.train.epochs}"
+            f"schedule.warmup_epochs: {decay.warmup_epochs} is not less than train.epochs: {config.train.epochs}"
         )
-    # mindcv counts in epochs; with one step to an "epoch" its schedules change at every step.
+    # mindcv counts in epochs; with one step to an "epoch" its learning-rate schedules change at every step.
     rates = [peak * (step + 1) / (warmup + 1) for step in range(warmup)]
-    rest = {"lr": peak, "steps_per_epoch": 1, "epochs": total - warmup}
-    if schedule.name == "cosine":
-        rest.pop("lr")
-        return rates + cosine_decay_refined_lr(total - warmup, schedule.end_lr, eta_max=peak, **rest)
-    if schedule.name == "linear":
-        return rates + linear_refined_lr(1.0, schedule.end_lr / peak, total - warmup, **rest)
-    milestones = [round(fraction * total) - warmup for fraction in schedule.milestones]
-    return rates + multi_step_lr(milestones if schedule.name == "step" else [], schedule.gamma, **rest)
+    left = total - warmup
+    length = {"steps_per_epoch": 1, "epochs": left}
+    if decay.name == "cosine":
+        return rates + cosine_decay_refined_lr(left, decay.end_lr, eta_max=peak, **length)
+    if decay.name == "linear":
+        return rates + linear_refined_lr(1.0, decay.end_lr / peak, left, lr=peak, **length)
+    milestones = [round(fraction * total) - warmup for fraction in decay.milestones]
+    return rates + multi_step_lr(milestones if decay.name == "step" else [], decay.gamma, lr=peak, **length)
 
 
 def build_optimizer(config: OptimizerConfig, parameters: Sequence[Parameter], rates: Sequence[float]) -> nn.Optimizer:
@@ -144,9 +135,7 @@ def build_optimizer(config: OptimizerConfig, parameters: Sequence[Parameter], ra
 def build_train_step(
     config: Config, task: Task, network: nn.Cell, layers: Sequence[MaskedLayer], device: str, world: World
 ) -> tuple[SparseTrainStep, list[float]]:
-    """The train-one-step cell of a configuration, with its optimizer: `(SparseTrainStep, learning rates)`.
-
-    Puts the masks that the method starts from in place.
+    """`(SparseTrainStep, learning rates)` of a configuration; the masks that its method starts from are put in place.
 
     Raises:
         UserError: a calendar that cannot reach the target density, a floor per layer that the target cannot hold, or a
@@ -165,25 +154,14 @@ def build_train_step(
         parameters = soft_threshold.trained(parameters)
     optimizer = build_optimizer(config.optimizer, parameters, rates)
     reduce = world.mean_of_gradients()
-    options = StepOptions(
-        micro_batches=train.micro_batches,
-        clip_norm=train.clip_norm,
-        reduce=reduce,
-        sink_size=sink_size(config, device, task.steps_per_epoch),
-        # 2^16, halved on overflow and doubled after 2,000 steps without: the customary numbers.
-        scaler=None if train.amp_level == "O0" else amp.DynamicLossScaler(2**16, 2, 2000),
-    )
+    term = build_rank_term(config.rank, layers, device, reduce)
     average = WeightAverage(network, train.ema_decay) if train.ema_decay is not None else None
-    step = SparseTrainStep(
-        task.with_loss(network),
-        optimizer,
-        layers,
-        pruner,
-        build_rank_term(config.rank, layers, device, reduce),
-        soft_threshold,
-        average,
-        options,
-    )
+    # 2^16, halved on overflow and doubled after 2,000 steps without: the customary numbers.
+    scaler = None if train.amp_level == "O0" else amp.DynamicLossScaler(2**16, 2, 2000)
+    size = sink_size(config, device, task.steps_per_epoch)
+    options = StepOptions(train.micro_batches, train.clip_norm, scaler, reduce, size)
+    loss = task.with_loss(network)
+    step = SparseTrainStep(loss, optimizer, layers, pruner, term, soft_threshold, average, options)
     return step.set_train(), rates
 
 
@@ -212,22 +190,29 @@ def build_pruner(config: Config, layers: Sequence[MaskedLayer], total_steps: int
 def build_rank_term(
     rank: RankConfig, layers: Sequence[MaskedLayer], device: str, reduce: Optional[nn.Cell]
 ) -> Optional[RankTerm]:
-    """The RankTerm of a `RankConfig`, or None: lambda is 0, or no layer takes part."""
+    """The RankTerm of a `RankConfig`, or None: lambda or the share is 0, or no layer takes part."""
     members = [layer for layer in layers if rank.include_dense or layer.kind == "conv"]
-    if rank.lambda_ == 0 or not members:
+    weight = rank.lambda_ if rank.share is None else float(rank.share > 0)  # a share is brought to unit norm anyway
+    if weight == 0 or not members:
         return None
-    return RankTerm(members, rank.lambda_, rank.delta, rank_backend(rank.backend, device), rank.every, reduce)
+    backend = rank_backend(rank.backend, device)
+    return RankTerm(members, weight, rank.delta, backend, rank.every, reduce, rank.share)
 
 
 def idle_rank_term(config: Config, step: SparseTrainStep) -> Optional[str]:
     """Why the rank term that a configuration asks for changes nothing, in one line, or None."""
-    given = f"rank.lambda: {config.rank.lambda_:g} changes nothing, as"
-    if config.rank.lambda_ > 0 and step.rank_term is None:
+    rank = config.rank
+    name, value = ("lambda", rank.lambda_) if rank.share is None else ("share", rank.share)
+    given = f"rank.{name}: {value:g} changes nothing, as"
+    if value > 0 and step.rank_term is None:
         return (
             f"{given} {config.model.name} has no convolution to prune; rank.include_dense=true takes dense layers into "
             "the term"
         )
-    if step.rank_term is not None and not step.rank_term.drives_weights and not step.pruner.takes_gradient:
+    method, takes = step.pruner.method, step.pruner.takes_gradient
+    if rank.share is not None:  # a share acts on regrowth alone
+        takes = method.alpha > 0 and SCORES[method.grow].needs_gradient
+    if step.rank_term is not None and not step.rank_term.drives_weights and not takes:
         return (
             f"{given} pruning.method={config.pruning.method} has no update that takes up its gradient; "
             "rank.every=step lets the term drive the weights"
@@ -236,20 +221,19 @@ def idle_rank_term(config: Config, step: SparseTrainStep) -> Optional[str]:
 
 
 def compile_step(config: Config, task: Task, network: nn.Cell, step: SparseTrainStep) -> None:
-    """Compile in graph mode the training step, without running it, and the evaluation; the network is left to train.
+    """Compile in graph mode the training step, without running it, the evaluation and a teacher; UserError where that
+    fails.
 
-    It is the step between topology updates; the graphs at updates are pieces of it.
-
-    Raises:
-        UserError: the network does not compile.
+    It is the step between topology updates; the graphs at updates are pieces of it. The network is left to train.
     """
     arrays = list(task.zero_batch(config.train.batch_size // config.train.micro_batches).values())
     cell = step.plain_step if step.in_pieces is None else step.task
-    pauses = (config.train.log_every, task.steps_per_epoch, config.checkpoint.every_steps or step.sink_size)
-    if step.can_sink() and step.sink_size <= min(pauses):
+    if sinks(step, hooks_of(config, task)):
         cell, arrays = step.sunk_steps, [np.stack([array] * step.sink_size) for array in arrays]
     compile_graph(cell, arrays, network, config.model.name, "training step")
     task.compile_evaluation(network)
+    if task.teacher:
+        task.teacher.compile(next(iter(task.zero_batch(config.train.batch_size).values())))
     step.set_train()
 
 
@@ -265,11 +249,7 @@ def sink_size(config: Config, device: str, steps_per_epoch: int) -> int:
 
 
 def rank_backend(backend: str, device: str) -> str:
-    """The rank backend that "auto" stands for: `gram` on CPU, `matmul` elsewhere.
-
-    Raises:
-        UserError: `gram`, which works on the host, on another device than the CPU.
-    """
+    """What "auto" stands for: `gram` on CPU, `matmul` elsewhere. A UserError refuses `gram` elsewhere."""
     if backend == "auto":
         return "gram" if device == "CPU" else "matmul"
     if backend == "gram" and device != "CPU":

@@ -40,15 +40,11 @@ def split_of(config: Config) -> dict[str, Any]:
 
 
 def check_held_out(path: Union[str, os.PathLike], state: Mapping[str, Any], config: Config) -> None:
-    """Refuse to evaluate a checkpoint on training images that it was trained on.
+    """Refuse, as a UserError, to evaluate a checkpoint on images that it was trained on.
 
     Args:
-        path: the checkpoint, for the message.
-        state: its state; files without a record of what was held out cannot be checked.
+        path, state: the checkpoint; a state without a record of what was held out cannot be checked.
         config: whose `data.validation` says what is evaluated.
-
-    Raises:
-        UserError: training images would be evaluated that the run did not hold out.
     """
     own, now = state.get("split"), split_of(config)
     if config.data.validation > 0 and own is not None and own != now:
@@ -65,21 +61,12 @@ class Checkpoints:
     """The checkpoints of a run's folder.
 
     `checkpoints/step-N.ckpt` are the newest `keep`; `last.ckpt` is the newest of them and `best.ckpt` the best at
-    target density, as hard links where the file system has them.
-
-    Args:
-        folder: the run's folder.
-        keep: how many to keep.
-        world: `rpg_ms.training.distributed.World`; all of its processes read, the first one writes.
+    target density, as hard links where the file system has them. All processes of `world` read, the first one writes.
     """
 
     def __init__(self, folder: Union[str, os.PathLike], keep: int, world: World) -> None:
-        self.folder = Path(folder)
-        self.steps = self.folder / "checkpoints"
-        self.last = self.folder / "last.ckpt"
-        self.best = self.folder / "best.ckpt"
-        self.keep = keep
-        self.world = world
+        self.keep, self.world = keep, world
+        self.steps, self.last, self.best = (Path(folder) / name for name in ("checkpoints", "last.ckpt", "best.ckpt"))
 
     def save(self, network: nn.Cell, step_cell: SparseTrainStep, state: Mapping[str, Any], is_best: bool) -> None:
         """Write the checkpoint of a step; once it is safely on disk, the older ones beyond `keep` go.
@@ -124,7 +111,14 @@ class Checkpoints:
             lacking = [name for name in names if name not in state]
             if lacking:
                 raise UserError(f"{path}: holds no {', '.join(lacking)}: a checkpoint of an earlier version of rpg_ms")
-            _load_training(path, values, state, step_cell)
+            try:
+                step_cell.load_state(values, state)
+            except KeyError as error:
+                raise UserError(
+                    f"{path}: holds no {error.args[0]}: the run began with another optimizer, method, train.ema_decay "
+                    "or train.amp_level"
+                ) from None
+            ms.set_rng_state(values["rng:state"])
             if self.world.first:  # the run may have ended before the file had its other names
                 _link(path, self.last)
                 if state["best_step"] == state["step"]:
@@ -142,17 +136,14 @@ def save(path: Union[str, os.PathLike], network: nn.Cell, step_cell: SparseTrain
     """Write a checkpoint atomically.
 
     Args:
-        path: file to write.
-        network: the masked network.
-        step_cell: the SparseTrainStep around it.
+        network, step_cell: the masked network and the SparseTrainStep around it.
         state: dict of plain values; "step", "seconds" and "model" at least.
 
     Raises:
         NotFinite: a parameter is not finite: such a checkpoint would be good for nothing.
     """
-    entries = {parameter.name: parameter for parameter in network.get_parameters()}
     parameters, values = step_cell.state()
-    entries.update(parameters)
+    entries = {**{parameter.name: parameter for parameter in network.get_parameters()}, **parameters}
     for name, parameter in entries.items():
         array = parameter.asnumpy()
         if array.dtype.kind == "f" and not np.isfinite(array).all():
@@ -177,13 +168,8 @@ def load_network(
     """Read a file's network parameters into `network` and return the checkpoint's state.
 
     Besides checkpoints of training runs this takes any file of weights (`rpg_ms.weights.load_weights`), whose state
-    has neither step nor time, unless it is a packed checkpoint.
-
-    Args:
-        path: file to read.
-        network: the masked network.
-        sparsified: its `Sparsified`.
-        average: whether to take the exponential moving average of the weights in their place.
+    has neither step nor time, unless it is a packed checkpoint. With `average` the exponential moving average of the
+    weights is taken in their place.
 
     Raises:
         UserError: the file is missing, damaged, of another network, or without an average.
@@ -193,7 +179,15 @@ def load_network(
         if average:
             raise UserError(f"{path}: not a checkpoint of a training run, so it holds no average of the weights")
         load_weights(path, network, sparsified)
-        return _packed_state(path, sparsified) if packed.is_packed(path) else {"step": None, "seconds": None}
+        if not packed.is_packed(path):
+            return {"step": None, "seconds": None}
+        header = packed.read_header(path)
+        if (header.nonzero, header.prunable) != (sparsified.nonzero, sparsified.prunable):
+            raise UserError(
+                f"{path}: {header.nonzero} of {header.prunable} prunable weights are kept, not "
+                f"{sparsified.nonzero} of {sparsified.prunable}: packed with another pruning.exclude"
+            )
+        return {"step": header.about.step, "seconds": header.about.seconds}
     state = _load_network(path, values, network)
     if average:
         averages = {name[len(AVERAGE) :]: value for name, value in values.items() if name.startswith(AVERAGE)}
@@ -212,42 +206,21 @@ def _load_network(path: Union[str, os.PathLike], values: Mapping[str, Any], netw
     if wanted != found:
         differing = sorted(name for name in {*wanted, *found} if wanted.get(name) != found.get(name))
         name = differing[0]
+        in_file, in_network = (
+            f"of shape {shapes[name]}" if name in shapes else "missing" for shapes in (found, wanted)
+        )
         raise UserError(
             f"{path}: a checkpoint of another network than the configuration's ({state['model']}): {name} "
-            f"is {_shape(found.get(name))} in the file and {_shape(wanted.get(name))} in the network; "
-            f"{len(differing)} parameters differ"
+            f"is {in_file} in the file and {in_network} in the network; {len(differing)} parameters differ"
         )
-    for parameter in network.get_parameters():
-        if parameter.name.endswith("weight_mask"):
-            weight = values[parameter.name[: -len("_mask")]].asnumpy()
-            if weight[~values[parameter.name].asnumpy()].any():
-                raise UserError(f"{path}: damaged: {parameter.name[: -len('_mask')]} is not zero where its mask is")
+    for name in wanted:
+        if name.endswith("weight_mask"):
+            weight = name[: -len("_mask")]
+            if values[weight].asnumpy()[~values[name].asnumpy()].any():
+                raise UserError(f"{path}: damaged: {weight} is not zero where its mask is")
     for parameter in network.get_parameters():
         ops.assign(parameter, values[parameter.name])
     return state
-
-
-def _packed_state(path: Union[str, os.PathLike], sparsified: Sparsified) -> dict[str, Any]:
-    header = packed.read_header(path)
-    if (header.nonzero, header.prunable) != (sparsified.nonzero, sparsified.prunable):
-        raise UserError(
-            f"{path}: {header.nonzero} of {header.prunable} prunable weights are kept, not "
-            f"{sparsified.nonzero} of {sparsified.prunable}: packed with another pruning.exclude"
-        )
-    return {"step": header.about.step, "seconds": header.about.seconds}
-
-
-def _load_training(
-    path: Union[str, os.PathLike], values: Mapping[str, Any], state: Mapping[str, Any], step_cell: SparseTrainStep
-) -> None:
-    try:
-        step_cell.load_state(values, state)
-    except KeyError as error:
-        raise UserError(
-            f"{path}: holds no {error.args[0]}: the run began with another optimizer, method, train.ema_decay "
-            "or train.amp_level"
-        ) from None
-    ms.set_rng_state(values["rng:state"])
 
 
 def _link(source: Path, target: Path) -> None:
@@ -274,7 +247,3 @@ def _read(path: Union[str, os.PathLike]) -> dict[str, Any]:
         return ms.load_checkpoint(str(path))
     except (ValueError, TypeError, RuntimeError, KeyError) as error:
         raise UserError(f"{path}: not a checkpoint: {one_line(str(error))}") from None
-
-
-def _shape(shape: Optional[tuple[int, ...]]) -> str:
-    return "missing" if shape is None else f"of shape {shape}"

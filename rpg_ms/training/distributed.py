@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Optional
 
 import mindspore as ms
@@ -29,11 +30,10 @@ if TYPE_CHECKING:
 
 
 def join() -> World:
-    """The ranks of the run, as this process sees them: a `World`.
+    """The ranks of the run, as this process sees them; those that msrun did not start are alone.
 
-    Started by msrun it connects to the other ranks, and every rank but the first prints nothing more to stdout.
-    Started by hand it is the only one. To be called when the device is chosen and before the first Tensor is
-    made. In msrun's scheduler process it does not return.
+    To be called when the device is chosen and before the first Tensor is made. Every rank but the first then prints
+    nothing more to stdout. In msrun's scheduler process it does not return.
 
     Raises:
         UserError: the other ranks cannot be reached, or the process was started as one of several in another way.
@@ -55,19 +55,15 @@ def join() -> World:
     return world
 
 
+@dataclass(frozen=True)
 class World:
-    """The ranks of a run as one of them sees them. With one rank nothing is sent and nothing changes.
+    """The ranks of a run as number `rank` of `size` sees them. With one rank nothing is sent and nothing changes.
 
     Each method is a collective: all ranks call it, in the same order.
-
-    Args:
-        rank: this one's number, from 0.
-        size: how many there are.
     """
 
-    def __init__(self, rank: int, size: int) -> None:
-        self.rank = rank
-        self.size = size
+    rank: int
+    size: int
 
     @property
     def first(self) -> bool:
@@ -96,9 +92,7 @@ class World:
             ops.assign(parameter, ms.Tensor(received, parameter.dtype))
 
     def average_statistics(self, network: nn.Cell, average: Optional[WeightAverage] = None) -> None:
-        """Replace the running statistics of batch norms by their mean over the ranks.
-
-        Those of `average`, a WeightAverage of the network, as well.
+        """Replace the running statistics of batch norms, also in `average`, by their mean over the ranks.
 
         Each rank's batch norm follows its own share of the data. For the variance the mean leaves out how
         much the ranks' means differ, which is little: each has averaged over many batches of one shuffled
@@ -157,9 +151,6 @@ class MeanOfGradients(nn.Cell):
     """The mean of a tuple of gradients over the ranks.
 
     They travel as one float32 vector: one collective a step, so there is no order of collectives to agree on.
-
-    Args:
-        size: how many ranks there are.
     """
 
     def __init__(self, size: int) -> None:

@@ -72,27 +72,16 @@ def msrun_arguments(script: str, config: str, devices: str, *arguments: str) -> 
     if python not in ("python", "python3"):
         raise UserError(f"PYTHON: msrun calls Python `python` or `python3`, not {sys.executable}")
     os.environ.update(PATH=f"{folder}:{os.environ.get('PATH', os.defpath)}", PYTHONUNBUFFERED="1")
-    return [
-        "--worker_num",
-        str(nodes * devices),
-        "--local_worker_num",
-        str(devices),
-        "--node_rank",
-        str(node),
-        "--master_addr",
-        address or "127.0.0.1",
-        "--master_port",
-        str(port),
-        "--rank_table_file",
-        own.rank_table_file,
-        python,
-        script,
-        "--config",
-        config,
-        *arguments,
-        "--device_target",
-        own.device_target,
-    ]
+    options = {
+        "--worker_num": nodes * devices,
+        "--local_worker_num": devices,
+        "--node_rank": node,
+        "--master_addr": address or "127.0.0.1",
+        "--master_port": port,
+        "--rank_table_file": own.rank_table_file,
+    }
+    words = [str(word) for option in options.items() for word in option]
+    return [*words, python, script, "--config", config, *arguments, "--device_target", own.device_target]
 
 
 def number(name: str, text: Union[str, int], low: int, high: int) -> int:
@@ -179,12 +168,8 @@ def report(log: Path, status: int, mark: str) -> NoReturn:
     told = [line[len(mark) :] for line in lines if line.startswith(mark)]
     if not told and status != 128 + signal.SIGTERM:
         print(f"{name} failed with status {status}; the end of {log}:", *lines[-20:], sep="\n", file=sys.stderr)
-    raise RunStopped(
-        f"{name}: {told[-1]}"
-        if told
-        else f"{name} failed with status {status}, all processes ended; logs: {log.parent}",
-        status,
-    )
+    said = f": {told[-1]}" if told else f" failed with status {status}, all processes ended; logs: {log.parent}"
+    raise RunStopped(name + said, status)
 
 
 if __name__ == "__main__":

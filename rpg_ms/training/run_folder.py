@@ -14,7 +14,7 @@ from rpg_ms.config import Config, changed_keys, dump_config, load_config
 from rpg_ms.errors import UserError
 from rpg_ms.files import UNFINISHED, atomic_path
 from rpg_ms.json_files import NUMBER, read_json
-from rpg_ms.tasks import TASKS
+from rpg_ms.tasks import figures_of
 
 # Keys that do not change what a run computes; all others stand fast when it is resumed.
 FREE_ON_RESUME = (
@@ -32,36 +32,25 @@ TRACES = ("summary.json", "checkpoints", "last.ckpt", "best.ckpt", "metrics.json
 
 def other_configuration(config_path: Union[str, os.PathLike], config: Config) -> str:
     """What in `config` changes the result of the run with this config.yaml: "key (was old, now new), ...", or ""."""
-    changes = changed_keys(load_config(config_path), config)
-    return ", ".join(
-        f"{key} (was {old}, now {new})" for key, (old, new) in changes.items() if key not in FREE_ON_RESUME
-    )
+    changes = changed_keys(load_config(config_path), config).items()
+    return ", ".join(f"{key} (was {old}, now {new})" for key, (old, new) in changes if key not in FREE_ON_RESUME)
 
 
-def read_summary(folder: Union[str, os.PathLike], task: str) -> Optional[dict[str, Any]]:
-    """The summary of a finished run, or None.
+def read_summary(folder: Union[str, os.PathLike], config: Config) -> Optional[dict[str, Any]]:
+    """The summary of the finished run in a folder, or None; UserError if it is damaged.
 
-    Args:
-        folder: the run's.
-        task: name in `rpg_ms.tasks.TASKS`, whose figures the summary must have.
-
-    Raises:
-        UserError: the file is damaged.
+    `config` is the run's, whose task's figures it must have.
     """
-    figures = {figure.name: NUMBER for figure in TASKS[task].figures}
+    figures = {figure.name: NUMBER for figure in figures_of(config)}
     return read_json(Path(folder) / "summary.json", {**figures, "steps": int, "seconds": NUMBER})
 
 
 def traces(folder: Union[str, os.PathLike]) -> list[str]:
-    """The names of what an earlier run left in its folder; [] if it left nothing, or there is no folder.
-
-    Raises:
-        UserError: the folder cannot be looked into.
-    """
+    """The names of what an earlier run left in its folder; UserError if that cannot be looked into."""
     try:
-        there = set(os.listdir(folder))
+        there = os.listdir(folder)
     except (FileNotFoundError, NotADirectoryError):
-        there = set()
+        return []
     except OSError as error:
         raise UserError(f"output_dir: {folder} cannot be read: {error.strerror}") from None
     return [name for name in TRACES if name in there]
@@ -75,97 +64,73 @@ def lost_configuration(folder: Union[str, os.PathLike]) -> bool:
     return bool(set(traces(folder)) - {"metrics.jsonl"}) and not (Path(folder) / "config.yaml").exists()
 
 
-def may_train(config: Config, resume: bool, allow_changes: bool, overwrite: bool) -> bool:
-    """Whether training in the folder is neither finished nor refused, as far as can be seen without touching it."""
-    if resume:
-        return NoFolder(config, resume, allow_changes).summary() is None
-    return overwrite or not traces(config.output_dir)
-
-
-class NoFolder:
-    """The run's folder to the ranks that only read it; arguments as of `RunFolder`."""
-
-    def __init__(self, config: Config, resume: bool = False, allow_changes: bool = False) -> None:
-        self.config = config
-        self.path = Path(config.output_dir)
-        self.allow_changes = allow_changes
-        config_path = str(self.path / "config.yaml")
-        self.changes = other_configuration(config_path, config) if resume and os.path.exists(config_path) else ""
-
-    def summary(self) -> Optional[dict[str, Any]]:
-        """The summary of a finished run, or None; with a changed configuration it may have become longer."""
-        return None if self.changes else read_summary(self.path, self.config.task)
-
-    def begin(self) -> None:
-        """Nothing."""
-
-    def log(self, event: str, **figures: Any) -> None:
-        """Nothing."""
-
-    def metrics_length(self) -> int:
-        """Nothing: 0."""
-        return 0
-
-    def cut_metrics(self, length: int) -> None:
-        """Nothing."""
-
-    def finish(self, summary: Mapping[str, Any]) -> None:
-        """Nothing."""
-
-
-class RunFolder(NoFolder):
-    """The files of one training run. One that goes on is left as it is until `begin`.
+class RunFolder:
+    """The files of one training run. What an earlier one left is as it was until `begin`, or `open` to overwrite it.
 
     Args:
-        config: the resolved configuration; `config.output_dir` is the folder, made if it is missing.
-        resume: whether an earlier run in the folder goes on.
+        config: the resolved configuration; `config.output_dir` is the folder.
+        resume, overwrite: whether an earlier run in the folder goes on, or may be replaced.
         allow_changes: whether a resumed run may go on with a configuration that changes its result.
-        overwrite: whether an earlier run in the folder may be replaced.
+        writes: whether this is the process that checks and writes the files; to the others they are read-only.
 
     Raises:
-        UserError: the folder cannot be written, holds an earlier run that is neither to be replaced nor to go on, or
-            one that began with another configuration, or another process is at work in it.
+        UserError: the folder holds an earlier run that is neither to be replaced nor to go on, or one that began with
+            another configuration.
     """
 
-    def __init__(
-        self, config: Config, resume: bool = False, allow_changes: bool = False, overwrite: bool = False
-    ) -> None:
-        super().__init__(config, resume, allow_changes)
-        try:
-            self._make_ready(overwrite, resume)
-        except OSError as error:
-            raise UserError(f"output_dir: {self.path} cannot be written: {error.strerror}") from None
-
-    def _make_ready(self, overwrite: bool, resume: bool) -> None:
-        metrics_path = self.path / "metrics.jsonl"
-        earlier = traces(self.path)
+    def __init__(self, config: Config, resume: bool, allow_changes: bool, overwrite: bool, writes: bool) -> None:
+        self.config, self.path = config, Path(config.output_dir)
+        self.resume, self.allow_changes, self.writes = resume, allow_changes, writes
+        config_path = self.path / "config.yaml"
+        self.changes = other_configuration(config_path, config) if resume and os.path.exists(config_path) else ""
+        earlier = traces(self.path) if writes else []
         if earlier and not (overwrite or resume):
             raise UserError(
                 f"output_dir: {self.path} already holds a run ({', '.join(earlier)}); "
                 "choose another folder, let it go on with --resume auto, or replace it with --overwrite"
             )
-        if resume and lost_configuration(self.path) and not self.allow_changes:
+        if allow_changes or not resume or not writes:
+            return
+        if lost_configuration(self.path):
             raise UserError(
                 f"output_dir: {self.path} holds a run without config.yaml: with which configuration it began "
                 "is unknown; --allow_changes goes on all the same"
             )
-        if self.changes and not self.allow_changes:
+        if self.changes:
             raise UserError(
-                f"{self.path / 'config.yaml'}: the run began with another configuration: {self.changes}; "
+                f"{config_path}: the run began with another configuration: {self.changes}; "
                 "--allow_changes goes on all the same"
             )
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._metrics = open(metrics_path, "ab")
-        self._keep_others_out()
-        if not resume:
-            self._metrics.truncate(0)
-            for path in (self.path / name for name in earlier):
-                if path != metrics_path:
-                    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-            (self.path / "config.yaml").unlink(missing_ok=True)  # the earlier run's; `begin` writes this one's
-        for folder in (self.path, self.path / "checkpoints"):
-            for left_behind in folder.glob(f"{UNFINISHED}*"):  # by a run that was killed
-                shutil.rmtree(left_behind)
+
+    def summary(self) -> Optional[dict[str, Any]]:
+        """The summary of a finished run that goes on, or None; a changed configuration may have made it longer."""
+        return read_summary(self.path, self.config) if self.resume and not self.changes else None
+
+    def open(self) -> None:
+        """Make the folder, keep other processes out of it, and clear what does not go on.
+
+        Raises:
+            UserError: the folder cannot be written, or another process is at work in it.
+        """
+        if not self.writes:
+            return
+        metrics_path = self.path / "metrics.jsonl"
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            earlier = traces(self.path)
+            self._metrics = open(metrics_path, "ab")
+            self._keep_others_out()
+            if not self.resume:
+                self._metrics.truncate(0)
+                for path in (self.path / name for name in earlier):
+                    if path != metrics_path:
+                        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+                (self.path / "config.yaml").unlink(missing_ok=True)  # the earlier run's; `begin` writes this one's
+            for folder in (self.path, self.path / "checkpoints"):
+                for left_behind in folder.glob(f"{UNFINISHED}*"):  # by a run that was killed
+                    shutil.rmtree(left_behind)
+        except OSError as error:
+            raise UserError(f"output_dir: {self.path} cannot be written: {error.strerror}") from None
 
     def _keep_others_out(self) -> None:
         """Hold the lock of metrics.jsonl for as long as the process lives."""
@@ -176,30 +141,35 @@ class RunFolder(NoFolder):
         except OSError:
             pass  # a file system without locks
 
-    def begin(self) -> None:
-        """From here on the folder is this configuration's."""
-        if self.changes:
-            (self.path / "summary.json").unlink(missing_ok=True)
-        self._write_text("config.yaml", dump_config(self.config))
+    def begin(self, metrics_length: int) -> None:
+        """From here on the folder is this configuration's, and metrics.jsonl ends where the last checkpoint has it.
+
+        A metrics.jsonl that lost lines keeps what it has.
+        """
+        if self.writes:
+            if self.changes:
+                (self.path / "summary.json").unlink(missing_ok=True)
+            self._write_text("config.yaml", dump_config(self.config))
+            self._metrics.truncate(min(metrics_length, os.fstat(self._metrics.fileno()).st_size))
+            self._metrics.seek(0, os.SEEK_END)
 
     def log(self, event: str, **figures: Any) -> None:
         """Append one line to metrics.jsonl."""
-        self._metrics.write((json.dumps({"event": event, **figures}) + "\n").encode())
-        self._metrics.flush()
+        if self.writes:
+            self._metrics.write((json.dumps({"event": event, **figures}) + "\n").encode())
+            self._metrics.flush()
 
     def metrics_length(self) -> int:
         """Bytes of metrics.jsonl, all of them on disk."""
+        if not self.writes:
+            return 0
         os.fsync(self._metrics.fileno())
         return self._metrics.tell()
 
-    def cut_metrics(self, length: int) -> None:
-        """Drop the lines that were logged after a checkpoint; a file that lost lines keeps what it has."""
-        self._metrics.truncate(min(length, os.fstat(self._metrics.fileno()).st_size))
-        self._metrics.seek(0, os.SEEK_END)
-
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Write summary.json: the run is complete."""
-        self._write_text("summary.json", json.dumps(summary, indent=2) + "\n")
+        if self.writes:
+            self._write_text("summary.json", json.dumps(summary, indent=2) + "\n")
 
     def _write_text(self, name: str, text: str) -> None:
         with atomic_path(self.path / name) as temporary:

@@ -12,7 +12,8 @@ import numpy as np
 from tqdm import tqdm
 
 from rpg_ms.errors import NotFinite, RunStopped, UserError
-from rpg_ms.tasks import TASKS
+from rpg_ms.pruning.allocation import at_floor
+from rpg_ms.tasks import figures_of
 from rpg_ms.training.checkpoint import Checkpoints, split_of
 
 if TYPE_CHECKING:
@@ -22,78 +23,65 @@ if TYPE_CHECKING:
     from rpg_ms.config import Config
     from rpg_ms.tasks.task import Task
     from rpg_ms.training.distributed import World
-    from rpg_ms.training.run_folder import NoFolder
+    from rpg_ms.training.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run has come, as its checkpoints say it.
-
-    Args:
-        model, split: what is trained, and the keys that say which training images are held out.
-        total_steps, world_size: the run's length, and how many processes it has.
-        step, seconds: steps made and seconds spent on them.
-        metrics_length: bytes of metrics.jsonl by then.
-        figures: those of the last evaluation.
-        best, best_step: the best of the figure that chooses the best checkpoint, and when that was.
-    """
+    """How far a run has come, as its checkpoints say it."""
 
     model: str
-    split: dict[str, Any]
+    split: dict[str, Any]  # the keys that say which training images are held out
     total_steps: int
-    world_size: int
+    world_size: int  # processes
+    teacher: Optional[str] = None  # SHA-256 of the file of weights that a teacher has
     step: int = 0
     seconds: float = 0.0
-    metrics_length: int = 0
-    figures: dict[str, float] = field(default_factory=dict)
-    best: Optional[float] = None
+    metrics_length: int = 0  # bytes of metrics.jsonl by then
+    figures: dict[str, float] = field(default_factory=dict)  # of the last evaluation
+    best: Optional[float] = None  # of the figure that chooses the best checkpoint
     best_step: Optional[int] = None
 
 
+@dataclass
 class Session:
     """A run with everything that it is made of, from its newest checkpoint on if there is one.
 
     Args:
-        config: `rpg_ms.config.Config`.
-        task: what is trained for (`rpg_ms.tasks`).
-        network: the masked network.
-        sparsified: its `Sparsified`.
+        network, sparsified: the masked network, and its `Sparsified`.
         step_cell: SparseTrainStep around it.
         rates: learning rate of every step.
-        folder: `RunFolder`, in the first process; `NoFolder` in the others.
-        world: `rpg_ms.training.distributed.World`.
 
     Raises:
         UserError: the checkpoints are damaged, or of another number of steps or processes, or no update is left that
             could reach the target density.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        task: Task,
-        network: nn.Cell,
-        sparsified: Sparsified,
-        step_cell: SparseTrainStep,
-        rates: Sequence[float],
-        folder: NoFolder,
-        world: World,
-    ) -> None:
-        self.config, self.task, self.network, self.sparsified = config, task, network, sparsified
-        self.step_cell, self.rates, self.folder, self.world = step_cell, rates, folder, world
-        self.total = len(rates)
-        self.checkpoints = Checkpoints(folder.path, config.checkpoint.keep, world)
+    config: Config
+    task: Task
+    network: nn.Cell
+    sparsified: Sparsified
+    step_cell: SparseTrainStep
+    rates: Sequence[float]
+    folder: RunFolder
+    world: World
+
+    def __post_init__(self) -> None:
+        self.total = len(self.rates)
+        self.checkpoints = Checkpoints(self.folder.path, self.config.checkpoint.keep, self.world)
         self.bar: Optional[tqdm] = None
         self._losses: list[tuple[int, ms.Tensor]] = []  # not looked at yet: looking makes the host wait for the device
         self._loss: Optional[ms.Tensor] = None
         self._is_best = False
+        self._at_floor: set[str] = set()  # names of layers
         self.progress = self._restore()
-        folder.begin()
-        folder.cut_metrics(self.progress.metrics_length)
+        self.folder.begin(self.progress.metrics_length)
         if self.step > 0:
             tqdm.write(f"going on after step {self.step} of {self.total}")
         else:
-            folder.log("start", **self._counts())  # not all 1: weights to start from may be pruned
+            taught = {"teacher": self.progress.teacher} if self.progress.teacher else {}
+            self.folder.log("start", **self.sparsified.counts(), **taught)  # not all 1: it may be pruned already
+        self._warn_of_floors([int(np.count_nonzero(layer.mask.asnumpy())) for layer in self.sparsified.layers])
         self._started = time.monotonic() - self.progress.seconds
 
     @property
@@ -104,14 +92,13 @@ class Session:
     # -------------------------------------------------------------------------------------- from a checkpoint
 
     def _restore(self) -> Progress:
-        fresh = Progress(self.config.model.name, split_of(self.config), self.total, self.world.size)
+        teacher = self.task.teacher.sha256() if self.task.teacher else None
+        fresh = Progress(self.config.model.name, split_of(self.config), self.total, self.world.size, teacher)
         names = [one.name for one in fields(Progress)]
         state = self.checkpoints.restore(self.network, self.step_cell, tqdm.write, names)
-        progress = fresh
-        if state is not None:
-            progress = Progress(**{name: state[name] for name in names})
-            if not self.folder.allow_changes:
-                self._check_same_run(progress)
+        progress = fresh if state is None else Progress(**{name: state[name] for name in names})
+        if not self.folder.allow_changes:
+            self._check_same_run(progress, teacher)
         if self.step > self.total:
             raise UserError(f"{self.folder.path}: the run is at step {self.step}, beyond the last, {self.total}")
         if self.step > 0:
@@ -120,9 +107,9 @@ class Session:
             progress = replace(progress, best=None, best_step=None)
         self.world.check_same(self.step, f"{self.folder.path}: the ranks go on after different steps")
         self.world.check_equal(self.network, self.step)
-        return replace(progress, total_steps=self.total, world_size=self.world.size, split=fresh.split)
+        return replace(progress, total_steps=self.total, world_size=self.world.size, split=fresh.split, teacher=teacher)
 
-    def _check_same_run(self, earlier: Progress) -> None:
+    def _check_same_run(self, earlier: Progress, teacher: Optional[str]) -> None:
         for what, was, now in (
             ("ranks", earlier.world_size, self.world.size),
             ("steps in all", earlier.total_steps, self.total),
@@ -132,6 +119,11 @@ class Session:
                     f"the run began with {was} {what}, now it would have {now}, which changes the "
                     "result; --allow_changes goes on all the same"
                 )
+        if earlier.teacher != teacher:
+            raise UserError(
+                "distill.teacher: not the file of weights that the run began with, which changes the result; "
+                "--allow_changes goes on all the same"
+            )
 
     def _check_target_in_reach(self) -> None:
         """A run that goes on with another calendar or target may be past the update that would reach it."""
@@ -157,8 +149,17 @@ class Session:
         self._losses.append((first, self._loss))
         if self.step == self.total and self.step_cell.record is None:
             self.step_cell.finish()
+        if self.step_cell.record is not None:
+            self._log_topology()
 
-    def check_losses(self) -> None:
+    def _log_topology(self) -> None:
+        """Log the topology update just made; the processes must agree on it."""
+        self._check_losses()
+        self._warn_of_floors(self.step_cell.record.layer_nonzero)
+        digest = self.world.check_equal(self.network, self.step)
+        self.folder.log("topology", **vars(self.step_cell.record), digest=digest)
+
+    def _check_losses(self) -> None:
         """Raise NotFinite for a loss since the last look that is not finite."""
         for first, some in self._losses:
             for step, loss in enumerate(np.atleast_1d(some.asnumpy()), first):
@@ -168,24 +169,29 @@ class Session:
 
     # --------------------------------------------------------------------------------- between the steps
 
-    def log_topology(self) -> None:
-        """Log the topology update just made; the processes must agree on it."""
-        self.check_losses()
-        self.folder.log(
-            "topology", **vars(self.step_cell.record), digest=self.world.check_equal(self.network, self.step)
-        )
+    def _warn_of_floors(self, counts: Sequence[int]) -> None:
+        """Name in one line the layers that have come down to their floor since the last one."""
+        floor = self.config.pruning.min_per_layer
+        low = [
+            layer.name
+            for layer, count in zip(self.sparsified.layers, counts)
+            if at_floor(count, layer.mask.size, floor)
+        ]
+        new = [name for name in low if name not in self._at_floor]
+        self._at_floor = set(low)
+        if new:
+            shown = ", ".join(new[:5]) + (f" and {len(new) - 5} more" if len(new) > 5 else "")
+            tqdm.write(
+                f"warning: at step {self.step} down to pruning.min_per_layer ({floor}): {shown}; pruning.exclude keeps "
+                "layers dense, pruning.allocation=erk spares small ones"
+            )
 
     def log_loss(self) -> None:
         """Log the last step's loss, the mean over the processes."""
-        self.check_losses()
+        self._check_losses()
         loss = float(self.world.gather(np.atleast_1d(self._loss.asnumpy())[-1]).mean())
-        self.folder.log(
-            "train",
-            step=self.step,
-            epoch=self.step / self.task.steps_per_epoch,
-            loss=loss,
-            lr=self.rates[self.step - 1],
-        )
+        epoch = self.step / self.task.steps_per_epoch
+        self.folder.log("train", step=self.step, epoch=epoch, loss=loss, lr=self.rates[self.step - 1])
         self.bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
 
     def evaluate(self) -> None:
@@ -198,18 +204,18 @@ class Session:
                 figures.update({f"{name}_ema": value for name, value in self.task.evaluate(self.network).items()})
         self.step_cell.set_train()
         epoch = self.step // self.task.steps_per_epoch
-        self.folder.log("evaluation", step=self.step, epoch=epoch, **figures, **self._counts())
+        self.folder.log("evaluation", step=self.step, epoch=epoch, **figures, **self.sparsified.counts())
         shown = "  ".join(f"{name} {value:.2f}" for name, value in figures.items())
         tqdm.write(f"epoch {epoch}/{self.config.train.epochs}  density {self.sparsified.density:.4f}  {shown}")
         self.progress = replace(self.progress, figures=figures)
-        figure, best = figures[TASKS[self.config.task].figure.name], self.progress.best
+        figure, best = figures[figures_of(self.config)[0].name], self.progress.best
         if self.step_cell.pruner.at_target(self.step) and (best is None or figure > best):
             self.progress = replace(self.progress, best=figure, best_step=self.step)
             self._is_best = True
 
     def save_checkpoint(self) -> None:
         """Write a checkpoint of this step."""
-        self.check_losses()
+        self._check_losses()
         self.world.average_statistics(self.network, self.step_cell.average)
         progress = replace(
             self.progress,
@@ -235,7 +241,7 @@ class Session:
         """Write the summary of the finished run and return it."""
         summary = {
             **self.progress.figures,
-            **self._counts(),
+            **self.sparsified.counts(),
             "rank": self.sparsified.mean_rank(),
             "steps": self.progress.step,
             "seconds": self.progress.seconds,
@@ -248,10 +254,3 @@ class Session:
         if not self.checkpoints.last.exists():
             return "there is no checkpoint yet"
         return f"the last good checkpoint is {self.checkpoints.last}, of step {self.progress.step}"
-
-    def _counts(self) -> dict[str, Any]:
-        return {
-            "density": self.sparsified.density,
-            "nonzero": self.sparsified.nonzero,
-            "prunable": self.sparsified.prunable,
-        }

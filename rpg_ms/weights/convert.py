@@ -19,39 +19,33 @@ from rpg_ms.cells.masked import set_topology
 from rpg_ms.errors import UserError, one_line
 from rpg_ms.files import atomic_path
 from rpg_ms.weights.files import COUNTERS, Contents, read_file, shorten
-from rpg_ms.weights.names import MASK, all_names, find_names, namings, pytorch_names, without_wrappers
+from rpg_ms.weights.names import BATCH_NORMS, MASK, all_names, find_names, namings, pytorch_names, without_wrappers
 
 if TYPE_CHECKING:
     from rpg_ms.cells import MaskedLayer, Sparsified
 
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
 CONV_1D = (nn.Conv1d, nn.Conv1dTranspose)  # MindSpore keeps a height of 1 in their weights
 PRUNED_ELSEWHERE = 0.01  # share of zeros beyond which a file holds a pruned network
 LARGER = 4  # times the network, and 2^24 weights: what a packed file may unpack to, with a wider classifier say
 _log = logging.getLogger(__name__)
+Arrays = dict[str, np.ndarray]
 
 
-def to_pytorch(network: nn.Cell) -> dict[str, np.ndarray]:
+def to_pytorch(network: nn.Cell) -> Arrays:
     """The network's weights as `{name: array}`, PyTorch's names and shapes, what has two names under both; masks are
     left out.
     """
-    names, squeezed, counters = all_names(network), set(), {}
-    for _, cell in network.cells_and_names():
-        if isinstance(cell, CONV_1D):
-            squeezed.add(cell.weight.name)
-        elif isinstance(cell, BATCH_NORMS):
-            counters.update(
-                (name.replace("weight", "num_batches_tracked"), np.zeros((), np.int64))
-                for _, name in names[cell.gamma.name]
-            )
-    weights = {}
+    names, weights = all_names(network), {}
+    squeezed = {cell.weight.name for _, cell in network.cells_and_names() if isinstance(cell, CONV_1D)}
     for parameter in network.get_parameters():
-        if parameter.name in names:
-            value = parameter.asnumpy().copy()
-            weights.update(
-                (name, value.squeeze(2) if parameter.name in squeezed else value) for _, name in names[parameter.name]
-            )
-    return {**weights, **counters}
+        value = parameter.asnumpy().copy()
+        for _, name in names.get(parameter.name, ()):
+            weights[name] = value.squeeze(2) if parameter.name in squeezed else value
+    for _, cell in network.cells_and_names():
+        if isinstance(cell, BATCH_NORMS):
+            for _, name in names[cell.gamma.name]:
+                weights[name.replace("weight", "num_batches_tracked")] = np.zeros((), np.int64)
+    return weights
 
 
 def write_weights(path: Union[str, os.PathLike], network: nn.Cell) -> None:
@@ -70,14 +64,8 @@ def write_weights(path: Union[str, os.PathLike], network: nn.Cell) -> None:
             if path.suffix == ".safetensors":
                 save_file(to_pytorch(network), str(temporary), {"format": "pt"})
             else:
-                ms.save_checkpoint(
-                    [
-                        {"name": parameter.name, "data": parameter}
-                        for parameter in network.get_parameters()
-                        if not parameter.name.endswith(MASK)
-                    ],
-                    str(temporary),
-                )
+                entries = [{"name": p.name, "data": p} for p in network.get_parameters() if not p.name.endswith(MASK)]
+                ms.save_checkpoint(entries, str(temporary))
                 temporary.chmod(0o644)  # MindSpore makes it read-only, and it is to be flushed to disk
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise UserError(f"{path}: cannot be written: {one_line(str(error))}") from None
@@ -102,40 +90,40 @@ def load_weights(
     does not set, as `allow` lets it, is named in a warning.
 
     Args:
-        path: file, as `read_weights` takes it; its names are MindSpore's or PyTorch's, whichever fit better, with or
+        path: file, as `read_file` takes it; its names are MindSpore's or PyTorch's, whichever fit better, with or
             without those of PyTorch's wrappers and a prefix, which is looked for.
         network: the network, not compiled yet.
         sparsified: its `Sparsified`.
         allow: patterns with shell wildcards for the names, on either side, of what may be unused, missing or
             of another shape; the network keeps its own values there.
-        entry: see `read_weights`.
+        entry: see `read_file`.
         prefix: take only what has this prefix, "encoder_q" say, and without it; None to find it.
         keys: where the user states these, "model.pretrained_{}" say, for the messages.
 
     Raises:
         UserError: the file cannot be read, does not fit, or holds what is not finite.
     """
-    parameters = {parameter.name: parameter for parameter in network.get_parameters()}
+    path, parameters = Path(path), network.parameters_dict()
     largest = LARGER * sum(parameter.size for parameter in parameters.values()) + 2**24
     contents = read_file(path, entry, largest, _key(keys, "entry"))
     if not contents.weights:
         raise UserError(f"{path}: holds no weights")
-    tensors, ours = _matched(path, contents, network, prefix, keys)
+    tensors, ours = _matched(path, contents, network, prefix, _key(keys, "prefix"))
     values = _values(path, network, sparsified, tensors, ours)
+    problems = _misfits(network, sparsified, contents, tensors, ours, values, allow)
+    if any(problems.values()):
+        listed = "; ".join(f"{problem}: {shorten(names)}" for problem, names in problems.items() if names)
+        hint = f"; what may differ is named by {_key(keys, 'allow')}" if keys else ""
+        raise UserError(f"{path} does not fit the network: {listed}{hint}")
     fitting = {name: value for name, value in values.items() if value.shape == parameters[name].shape}
-    _refuse_misfits(path, network, sparsified, contents, tensors, ours, values, allow, keys)
     for name, value in fitting.items():
         _set_parameter(path, parameters[name], value)
     _set_masks([layer for layer in sparsified.layers if layer.weight.name in fitting], fitting)
     random = [layer.weight.name for layer in sparsified.layers if layer.weight.name not in fitting]
     if random:
         _log.warning(
-            "%s: as %s has it, %d of the %d weights to prune are not set and stay random: %s",
-            path,
-            _key(keys, "allow"),
-            len(random),
-            len(sparsified.layers),
-            shorten(random),
+            f"{path}: as {_key(keys, 'allow')} has it, {len(random)} of the {len(sparsified.layers)} weights to prune "
+            f"are not set and stay random: {shorten(random)}"
         )
 
 
@@ -144,8 +132,8 @@ def _key(keys: Optional[str], name: str) -> str:
 
 
 def _matched(
-    path: Union[str, os.PathLike], contents: Contents, network: nn.Cell, prefix: Optional[str], keys: Optional[str]
-) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    path: Path, contents: Contents, network: nn.Cell, prefix: Optional[str], prefix_key: str
+) -> tuple[Arrays, dict[str, str]]:
     """The tensors in a file that have to find their place, and `{name: Parameter's name}` of those that do."""
     tensors, used = _unpruned(path, contents.weights)
     if prefix is not None:
@@ -162,8 +150,8 @@ def _matched(
         )
         if not same and 2 * len(names) >= len(pytorch_names(network)):
             raise UserError(
-                f"{path}: names under {start!r} and under {rival!r} fit the network alike; name one of the "
-                f"two by {_key(keys, 'prefix')}"
+                f"{path}: names under {start!r} and under {rival!r} fit the network alike; name one of the two by "
+                f"{prefix_key}"
             )
     used |= {name for name in tensors if contents.beside(name)}
     arrays = {id(tensors[name]) for name in ours}  # another name of what is loaded is an array that is loaded
@@ -172,9 +160,7 @@ def _matched(
     }, ours
 
 
-def _unpruned(
-    path: Union[str, os.PathLike], tensors: Mapping[str, np.ndarray]
-) -> tuple[dict[str, np.ndarray], set[str]]:
+def _unpruned(path: Path, tensors: Arrays) -> tuple[Arrays, set[str]]:
     """The tensors of a network of torch.nn.utils.prune as they count, and the masks that were multiplied in.
 
     It keeps `weight_orig` and `weight_mask` in the place of `weight`, and the same for other Parameters.
@@ -192,13 +178,7 @@ def _unpruned(
     return whole, masks
 
 
-def _values(
-    path: Union[str, os.PathLike],
-    network: nn.Cell,
-    sparsified: Sparsified,
-    tensors: Mapping[str, np.ndarray],
-    ours: Mapping[str, str],
-) -> dict[str, np.ndarray]:
+def _values(path: Path, network: nn.Cell, sparsified: Sparsified, tensors: Arrays, ours: Mapping[str, str]) -> Arrays:
     """`{Parameter's name: array}` as the network has them: masks bool, 1-D convolutions with a height of 1."""
     values, names = {}, {}
     for name, own in ours.items():
@@ -217,51 +197,37 @@ def _values(
     return values
 
 
-def _refuse_misfits(
-    path: Union[str, os.PathLike],
+def _misfits(
     network: nn.Cell,
     sparsified: Sparsified,
     contents: Contents,
-    tensors: Mapping[str, np.ndarray],
+    tensors: Arrays,
     ours: Mapping[str, str],
-    values: Mapping[str, np.ndarray],
+    values: Arrays,
     allow: Sequence[str],
-    keys: Optional[str],
-) -> None:
-    """Refuse what is missing, unused or of another shape, unless a pattern of `allow` matches one of its names."""
-    pytorch, optional = pytorch_names(network), {layer.mask.name for layer in sparsified.layers}
+) -> dict[str, list[str]]:
+    """What is missing, unused or of another shape, unless a pattern of `allow` matches one of its names."""
+    pytorch, masks = pytorch_names(network), {layer.mask.name for layer in sparsified.layers}
     shapes = {parameter.name: parameter.shape for parameter in network.get_parameters()}
 
     def refused(*names: str) -> bool:
         return not any(fnmatchcase(name, pattern) for pattern in allow for name in names)
 
-    problems = {
-        "not found": [
-            name
-            for name in shapes
-            if name not in values
-            and name not in optional
-            and not name.endswith(COUNTERS)
-            and refused(name, pytorch.get(name, name))
-        ],
+    wanted = [name for name in shapes if name not in values and name not in masks and not name.endswith(COUNTERS)]
+    missing = [name for name in wanted if refused(name, pytorch.get(name, name))]
+    return {
+        "not found": missing,
         "not used": [name for name in tensors if name not in ours and refused(name, without_wrappers(name))],
         "of another shape": [
-            f"{name} ({values[ours[name]].shape} in the file, {shapes[ours[name]]} in the network)"
-            for name in tensors
-            if name in ours
-            and values[ours[name]].shape != shapes[ours[name]]
-            and refused(name, without_wrappers(name), ours[name])
+            f"{name} ({values[own].shape} in the file, {shapes[own]} in the network)"
+            for name, own in ours.items()
+            if values[own].shape != shapes[own] and refused(name, without_wrappers(name), own)
         ],
+        "of a kind that is not read": [f"{name} ({kind})" for name, kind in contents.unread.items() if missing],
     }
-    if problems["not found"] and contents.unread:
-        problems["of a kind that is not read"] = [f"{name} ({kind})" for name, kind in contents.unread.items()]
-    if any(problems.values()):
-        listed = "; ".join(f"{problem}: {shorten(names)}" for problem, names in problems.items() if names)
-        hint = f"; what may differ is named by {_key(keys, 'allow')}" if keys else ""
-        raise UserError(f"{path} does not fit the network: {listed}{hint}")
 
 
-def _set_parameter(path: Union[str, os.PathLike], parameter: ms.Parameter, value: np.ndarray) -> None:
+def _set_parameter(path: Path, parameter: ms.Parameter, value: np.ndarray) -> None:
     if (value.dtype.kind == "f") != parameter.is_floating_point():
         raise UserError(f"{path}: {parameter.name} is {value.dtype} in the file, {parameter.dtype} in the network")
     tensor = ms.Tensor(np.asarray(value, order="C"), parameter.dtype)
@@ -270,7 +236,7 @@ def _set_parameter(path: Union[str, os.PathLike], parameter: ms.Parameter, value
     parameter.set_data(tensor)
 
 
-def _set_masks(layers: Sequence[MaskedLayer], values: Mapping[str, np.ndarray]) -> None:
+def _set_masks(layers: Sequence[MaskedLayer], values: Arrays) -> None:
     """The masks of `layers` from the masks in a file, else from its zeros."""
     zeros = sum(int(np.count_nonzero(values[layer.weight.name] == 0)) for layer in layers)
     with_masks = any(layer.mask.name in values for layer in layers)

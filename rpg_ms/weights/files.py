@@ -18,24 +18,13 @@ import safetensors
 
 from rpg_ms.errors import UserError, one_line
 from rpg_ms.weights import packed
-from rpg_ms.weights.inert_pickle import StandIn
-from rpg_ms.weights.pytorch_file import is_pytorch, read_pytorch, to_array
+from rpg_ms.weights.pytorch_file import StandIn, is_pytorch, read_pytorch, to_array
 
 # Where a training checkpoint keeps its network. Averaged weights come first: they are what is evaluated.
-ENTRIES = (
-    "state_dict_ema",
-    "model_ema",
-    "ema_state_dict",
-    "ema",
-    "state_dict",
-    "model_state_dict",
-    "model",
-    "net",
-    "network",
-    "module",
-)
-COUNTERS = ("num_batches_tracked", "n_averaged")  # of batches: no weights
+AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
+ENTRIES = (*AVERAGES, "state_dict", "model_state_dict", "model", "net", "network", "module")
 LONGEST_ENTRY = 100  # characters
+COUNTERS = ("num_batches_tracked", "n_averaged")  # of batches: no weights
 
 # What MindSpore's optimizers keep for every weight and put before its name, and what they count.
 SLOTS = re.compile(
@@ -46,19 +35,7 @@ STEPS = re.compile(
     r"global_step|learning_rate(_group_\d+)?|momentum|beta[12]_power|epoch_num|step_num|scale_sense|"
     r"current_iterator_step|last_overflow_iterator_step"
 )
-
-SAFETENSORS_DTYPES = {
-    "F64": "<f8",
-    "F32": "<f4",
-    "F16": "<f2",
-    "BF16": "bfloat16",
-    "I64": "<i8",
-    "I32": "<i4",
-    "I16": "<i2",
-    "I8": "<i1",
-    "U8": "<u1",
-    "BOOL": "<b1",
-}
+DTYPES = dict(F64="f8", F32="f4", F16="f2", BF16="bfloat16", I64="i8", I32="i4", I16="i2", I8="i1", U8="u1", BOOL="b1")
 
 
 @dataclass(frozen=True)
@@ -81,24 +58,9 @@ class Contents:
         return bool(slot and slot[1] in self.weights or STEPS.fullmatch(name))
 
 
-def read_weights(
-    path: Union[str, os.PathLike], entry: Optional[str] = None, largest: int = packed.LARGEST
-) -> dict[str, np.ndarray]:
-    """The network in a file, as `{name: array}` in the file's order and under the file's names.
-
-    Args:
-        path: a MindSpore checkpoint, a file of `torch.save`, a safetensors file or a packed network, told apart
-            by content.
-        entry: which entry of a wrapped PyTorch file to take, "a.b" for one in another; None for the first of
-            `ENTRIES` that it has.
-        largest: how many weights, at most, a packed network may have once unpacked.
-
-    Counters of batches are left out, and what in a checkpoint of this package is not the network's.
-
-    Raises:
-        UserError: missing, damaged, or without weights.
-    """
-    return read_file(path, entry, largest).weights
+def read_weights(path: Union[str, os.PathLike], **options: Any) -> dict[str, np.ndarray]:
+    """The network in a file, as `{name: array}` in the file's order and under the file's names; see `read_file`."""
+    return read_file(path, **options).weights
 
 
 def read_file(
@@ -107,7 +69,19 @@ def read_file(
     largest: int = packed.LARGEST,
     entry_key: str = "rpg-ms convert --entry",
 ) -> Contents:
-    """`Contents` of a file; see `read_weights`. `entry_key` is where the user names an entry, for the message."""
+    """What a file holds but counters of batches, and but what in a checkpoint of this package is not the network's.
+
+    Args:
+        path: a MindSpore checkpoint, a file of `torch.save`, a safetensors file or a packed network, told apart by
+            content.
+        entry: which entry of a wrapped PyTorch file to take, "a.b" for one in another; None for the first of `ENTRIES`
+            that it has.
+        largest: how many weights, at most, a packed network may have once unpacked.
+        entry_key: where the user names an entry, for the message.
+
+    Raises:
+        UserError: missing, damaged, or without weights.
+    """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: {'a directory, not a file' if path.is_dir() else 'no such file'}")
@@ -145,61 +119,26 @@ def _read_state_dict(path: Path, entry: Optional[str], entry_key: str) -> Conten
         raise UserError(f"{path}: holds a {content!r}, neither weights by name nor a module, and its code is not run")
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds a {type(content).__name__}, not weights by name")
+    entries = _entries(content)
     if entry is None:
-        entry = next((name for name in ENTRIES if isinstance(content.get(name), dict)), None)
-        found = content if entry is None else content[entry]
-    else:
-        found = _entry(content, entry)
-        if found is None:
-            raise UserError(f"{path}: has no entry {entry!r}; it has {shorten(content)}")
-    found = found if isinstance(found, dict) else {}
-    weights = {
-        name: value
-        for name, value in found.items()
-        if isinstance(name, str) and isinstance(value, np.ndarray) and not name.endswith(COUNTERS)
-    }
+        entry = next((name for name in ENTRIES if isinstance(content.get(name), dict)), "")
+    found = {name: value for name, value in entries.get(entry, {}).items() if isinstance(name, str)}
+    weights = {n: v for n, v in found.items() if isinstance(v, np.ndarray) and not n.endswith(COUNTERS)}
     if not weights:
-        where = "" if entry is None else f" in its entry {entry!r}"
-        others = _entries(content)
+        where = f" in an entry {entry!r}" if entry else ""
+        others = [path for path, part in entries.items() if any(isinstance(v, np.ndarray) for v in part.values())]
         what = f"weights are in {shorten(others)}: name one by {entry_key}" if others else f"it has {shorten(content)}"
         raise UserError(f"{path}: no weights{where}; {what}")
-    return Contents(
-        weights,
-        {name: repr(value) for name, value in found.items() if isinstance(name, str) and isinstance(value, StandIn)},
-    )
+    return Contents(weights, {name: repr(value) for name, value in found.items() if isinstance(value, StandIn)})
 
 
-def _entry(content: Any, path: str) -> Any:
-    """What a dict holds under a name, or under "a.b" in an entry of its own; names may have dots. None: nothing."""
-    if not isinstance(content, dict):
-        return None
-    dots = [i for i, letter in enumerate(path[:LONGEST_ENTRY]) if letter == "."]
-    return content.get(
-        path,
-        next(
-            (
-                found
-                for found in (_entry(content.get(path[:dot]), path[dot + 1 :]) for dot in dots)
-                if found is not None
-            ),
-            None,
-        ),
-    )
-
-
-def _entries(content: dict[Any, Any]) -> list[str]:
-    """The paths of all entries that hold arrays by name."""
-    found, todo, seen = [], [("", content)], {id(content)}
+def _entries(content: dict[Any, Any]) -> dict[str, dict[Any, Any]]:
+    """The content under "", and every dict in it, however deep, by its path: "a.b" is the entry b of the entry a."""
+    found, todo = {}, [("", content)]
     for path, entry in todo:
-        if path and any(isinstance(part, np.ndarray) for part in entry.values()):
-            found.append(path)
-        for name, part in entry.items():
-            if not isinstance(part, dict) or id(part) in seen or not isinstance(name, str):
-                continue
-            inner = f"{path}.{name}" if path else name
-            if len(inner) <= LONGEST_ENTRY:
-                seen.add(id(part))  # as a pickle may hold itself
-                todo.append((inner, part))
+        found.setdefault(path, entry)  # names may have dots: the outer one counts
+        parts = [(f"{path}.{name}" if path else name, part) for name, part in entry.items() if isinstance(name, str)]
+        todo += [(path, part) for path, part in parts if isinstance(part, dict) and len(path) <= LONGEST_ENTRY]
     return found
 
 
@@ -208,12 +147,12 @@ def _read_safetensors(path: Path, largest: int) -> dict[str, np.ndarray]:
         return packed.read_packed(path, largest)[1]
     try:
         return {
-            name: to_array(tensor["data"], SAFETENSORS_DTYPES[tensor["dtype"]]).reshape(tensor["shape"])
+            name: to_array(tensor["data"], DTYPES[tensor["dtype"]]).reshape(tensor["shape"])
             for name, tensor in safetensors.deserialize(path.read_bytes())
             if not name.endswith(COUNTERS)
         }
     except KeyError as error:
-        raise UserError(f"{path}: a tensor of type {error}, not one of {', '.join(SAFETENSORS_DTYPES)}") from None
+        raise UserError(f"{path}: a tensor of type {error}, not one of {', '.join(DTYPES)}") from None
     except (safetensors.SafetensorError, ValueError) as error:
         raise UserError(f"{path}: not a safetensors file, or damaged: {one_line(str(error))}") from None
 

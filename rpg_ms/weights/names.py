@@ -15,17 +15,10 @@ from mindcv.models.mobilenetv2 import MobileNetV2
 from mindcv.models.resnet import ResNet
 from mindspore import nn
 
-NORMS = (
-    nn.BatchNorm1d,
-    nn.BatchNorm2d,
-    nn.BatchNorm3d,
-    nn.SyncBatchNorm,
-    nn.LayerNorm,
-    nn.GroupNorm,
-    nn.InstanceNorm1d,
-    nn.InstanceNorm2d,
-    nn.InstanceNorm3d,
-)
+from rpg_ms.models.detection.mask_rcnn import MaskRCNN
+
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)  # BatchNorm3d has a BatchNorm2d in it
+NORMS = (*BATCH_NORMS, nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 OWN_NAMES = (
     (NORMS, {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}),
     ((nn.Embedding,), {"embedding_table": "weight"}),
@@ -42,20 +35,29 @@ def _torchvision_mobilenet_v2(name: str) -> str:
         return name
     _, index, rest = name.split(".", 2)
     if not rest.startswith("layers."):
-        stem = int(index) < 2
-        return f"features.{0 if stem else 18}.{int(index) - (0 if stem else 20)}.{rest}"
+        return f"features.0.{index}.{rest}" if int(index) < 2 else f"features.18.{int(index) - 20}.{rest}"
     block = int(index) - 2
     _, layer, attribute = rest.split(".")
-    places = (
-        {0: "0.0", 1: "0.1", 3: "1", 4: "2"} if block == 1 else {0: "0.0", 1: "0.1", 3: "1.0", 4: "1.1", 6: "2", 7: "3"}
-    )
-    return f"features.{block}.conv.{places[int(layer)]}.{attribute}"
+    first, other = {"3": "1", "4": "2"}, {"3": "1.0", "4": "1.1", "6": "2", "7": "3"}
+    place = {"0": "0.0", "1": "0.1", **(first if block == 1 else other)}[layer]
+    return f"features.{block}.conv.{place}.{attribute}"
 
 
 FAMILIES = (
     (ResNet, lambda name: re.sub(r"^classifier\.", "fc.", name.replace(".down_sample.", ".downsample."))),
     (MobileNetV2, _torchvision_mobilenet_v2),
+    (MaskRCNN, lambda name: name.replace(".down_sample.", ".downsample.")),
 )
+BODY = "backbone.body."  # where a detector has the network that a classifier's weights are for
+
+
+def _older_detector(name: str) -> str:
+    """torchvision's names before convolutions and activations became modules, which its published files have."""
+    name = re.sub(r"^(backbone\.fpn\.(?:inner|layer)_blocks\.\d+)\.0\.", r"\1.", name)
+    name = name.replace("rpn.head.conv.0.0.", "rpn.head.conv.")
+    return re.sub(
+        r"^roi_heads\.mask_head\.(\d+)\.0\.", lambda found: f"roi_heads.mask_head.mask_fcn{int(found[1]) + 1}.", name
+    )
 
 
 def pytorch_names(network: nn.Cell) -> dict[str, str]:
@@ -96,7 +98,10 @@ def _cells(prefix: str, cell: nn.Cell, above: tuple[nn.Cell, ...]) -> Iterator[t
 
 
 def namings(network: nn.Cell) -> list[dict[str, str]]:
-    """What the names in a file can be: a list of `{name in a file: Parameter's name}`."""
+    """What the names in a file can be: a list of `{name in a file: Parameter's name}`.
+
+    A detector takes files of detectors, with torchvision's newer or older names, and of classifiers, for its body.
+    """
     masks = {parameter.name for parameter in network.get_parameters() if parameter.name.endswith(MASK)}
     here, pytorch = {name: name for name in masks}, {}
     for name, places in all_names(network).items():
@@ -104,7 +109,13 @@ def namings(network: nn.Cell) -> list[dict[str, str]]:
             here[place] = pytorch[theirs] = name
             if f"{name}_mask" in masks:
                 here[f"{place}_mask"] = pytorch[f"{theirs}_mask"] = f"{name}_mask"
-    return [here, pytorch, getattr(network, "former_names", {})]
+    former = getattr(network, "former_names", {})
+    known = [here, pytorch, former]
+    if isinstance(network, MaskRCNN):
+        known.append({_older_detector(name): own for name, own in pytorch.items()})
+        for names in (here, pytorch):
+            known.append({name[len(BODY) :]: own for name, own in names.items() if name.startswith(BODY)})
+    return known
 
 
 def without_wrappers(name: str) -> str:

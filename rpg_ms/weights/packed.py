@@ -21,7 +21,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from os import PathLike
-from typing import Any, Callable, Literal, Optional, TypeVar, Union
+from typing import Any, Literal, Optional, Union
 
 import numpy as np
 import safetensors
@@ -42,24 +42,21 @@ LARGEST_HEADER = 10**8  # bytes; the limit of safetensors itself
 NO_DIGEST = "0" * 64
 
 Arrays = dict[str, np.ndarray]
-_T = TypeVar("_T")
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
 class _Version(BaseModel):
     version: int
 
 
-class About(BaseModel):
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class About(_Strict, extra="allow"):
     """What the network in a packed file is: what every task says, and any other JSON values that its own task adds.
 
     `step` and `seconds` are those of the training run, or null.
     """
-
-    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
 
     task: str
     model: str
@@ -104,7 +101,7 @@ class RestTensor(_Strict):
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
-_TABLE = TypeAdapter(list[Union[PrunedTensor, RestTensor]])
+Table = list[Union[PrunedTensor, RestTensor]]
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -139,6 +136,24 @@ def _decode_values(values: np.ndarray, exponents: Optional[np.ndarray], channels
         return np.ldexp(values.astype(np.float64), exponents).astype(np.float32)
 
 
+def round_weight(weight: np.ndarray, value_type: str) -> tuple[np.ndarray, np.ndarray]:
+    """A weight as a file keeps its values, and the scale of each index of its first axis; float32 both.
+
+    Args:
+        weight: any shape of at least one axis.
+        value_type: "float16" or "int8"; the scale of the first is 1.
+
+    Raises:
+        ValueError: it is not finite, or not in `value_type`.
+    """
+    channels = np.repeat(np.arange(len(weight)), weight.size // len(weight))
+    values, exponents = _encode_values(weight.astype(np.float32).ravel(), channels, len(weight), value_type)
+    if not (np.isfinite(weight).all() and np.isfinite(values).all()):
+        raise ValueError(f"has weights that are not finite, or too large for {value_type}")
+    exponents = exponents.astype(np.int32) - BIAS if value_type == "int8" else np.zeros(len(weight), np.int32)
+    return values.astype(np.float32).reshape(weight.shape), np.ldexp(np.float32(1), exponents)
+
+
 # ----------------------------------------------------------------------------------------------------
 # Writing
 # ----------------------------------------------------------------------------------------------------
@@ -157,53 +172,45 @@ def pack(arrays: Mapping[str, np.ndarray], value_type: str, about: Mapping[str, 
         ValueError: what the format cannot hold; also weights that are not finite, or not in `value_type`.
     """
     masks = {name + MASK for name in arrays if name + MASK in arrays}
-    table: list[dict[str, Any]] = []
-    kept, values, exponents, rest = [], [], [], []
+    table, kept, values, exponents, rest = [], [], [], [], []
     for name, array in arrays.items():
         if name in masks:
             continue
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise ValueError(f"{name} is not finite")
+        entry = {"name": name, "shape": array.shape}
         if name + MASK not in masks:
-            table.append({"name": name, "shape": array.shape, "dtype": array.dtype.name})
+            table.append({**entry, "dtype": array.dtype.name})
             rest.append(array.astype(array.dtype.newbyteorder("<")).tobytes())
             continue
         mask = arrays[name + MASK]
-        if (
-            array.dtype not in (np.float32, np.float16)
-            or mask.dtype != np.bool_
-            or mask.shape != array.shape
-            or array[~mask].any()
-        ):
+        is_weight = array.dtype in (np.float32, np.float16)
+        if not is_weight or mask.dtype != np.bool_ or mask.shape != array.shape or array[~mask].any():
             raise ValueError(f"{name} is not a float32 or float16 weight that is 0 wherever its mask is")
         channels = np.flatnonzero(mask) // (array.size // len(array))
         own_values, own_exponents = _encode_values(array[mask].astype(np.float32), channels, len(array), value_type)
         if not np.isfinite(own_values).all():
             raise ValueError(f"{name} has weights that are too large for {value_type}")
-        table.append(
-            {"name": name, "shape": array.shape, **({"weight_dtype": "float16"} if array.dtype == np.float16 else {})}
-        )
+        table.append({**entry, **({"weight_dtype": "float16"} if array.dtype == np.float16 else {})})
         kept.append(mask.ravel())
         values.append(own_values)
         exponents.append(own_exponents)
     mask = _joined(kept, np.bool_)
     tensors = {
-        "table": np.frombuffer(deflate(json.dumps(table, separators=(",", ":")).encode()), np.uint8),
+        "table": np.frombuffer(deflate(_json(table).encode()), np.uint8),
         "positions": np.frombuffer(encode_positions(mask), np.uint8),
         "values": _joined(values, value_type),
         "rest": np.frombuffer(b"".join(rest), np.uint8),
         **({"exponents": _joined(exponents, np.uint8)} if value_type == "int8" else {}),
     }
-    header = {
-        "sha256": NO_DIGEST,
-        "version": VERSION,
-        "about": dict(about),
-        "value_type": value_type,
-        "prunable": mask.size,
-        "nonzero": len(tensors["values"]),
-    }
-    content = save(tensors, {FORMAT: json.dumps(header, separators=(",", ":"), allow_nan=False)})
+    counts = {"prunable": mask.size, "nonzero": len(tensors["values"])}
+    header = {"sha256": NO_DIGEST, "version": VERSION, "about": dict(about), "value_type": value_type, **counts}
+    content = save(tensors, {FORMAT: _json(header)})
     return content.replace(NO_DIGEST.encode(), hashlib.sha256(content).hexdigest().encode(), 1)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"), allow_nan=False)
 
 
 def _joined(arrays: list[np.ndarray], dtype: Any) -> np.ndarray:
@@ -226,11 +233,7 @@ def read_header(path: Union[str, PathLike]) -> Header:
 
 
 def read_packed(path: Union[str, PathLike], largest: int = LARGEST) -> tuple[Header, Arrays]:
-    """`unpack` of a file.
-
-    Raises:
-        UserError: it cannot be read, or is not a whole packed network of at most `largest` weights.
-    """
+    """`unpack` of a file; a UserError says that it cannot be read, or is no whole packed network so large at most."""
     try:
         with open(path, "rb") as file:
             return unpack(file.read(), largest)
@@ -243,20 +246,14 @@ def read_packed(path: Union[str, PathLike], largest: int = LARGEST) -> tuple[Hea
 def unpack(content: bytes, largest: int = LARGEST) -> tuple[Header, Arrays]:
     """The parameters in a packed file: `(Header, {name: array})`, masks included, as `pack` took them.
 
-    Nothing is allocated for what the content only announces until it has been found to be what was written.
-
-    Args:
-        content: the file's bytes.
-        largest: how many weights, at most, it may hold once unpacked.
-
-    Raises:
-        ValueError: damaged, of another version, or larger than that.
+    Nothing is allocated for what the content only announces until it has been found to be what was written. A
+    ValueError refuses what is damaged, of another version, or of more than `largest` weights once unpacked.
     """
     tensors = dict(safetensors.deserialize(content))
     header = _parse_header(_json_header(content))
     _check_digest(header, content)
     _check_tensors(header, tensors)
-    table = _validated(_TABLE.validate_json, inflate(tensors["table"]["data"], LARGEST_TABLE, "table"), "table")
+    table = _parsed(Table, inflate(tensors["table"]["data"], LARGEST_TABLE, "table"), "table")
     _check_sizes(header, table, tensors, largest)
     rest, arrays = memoryview(tensors["rest"]["data"]), {}
     pruned = _unpack_pruned(header, [entry for entry in table if isinstance(entry, PrunedTensor)], tensors)
@@ -302,18 +299,16 @@ def _parse_header(json_header: bytes) -> Header:
         text = json.loads(json_header)["__metadata__"][FORMAT]
     except (ValueError, KeyError):
         raise ValueError("its header is damaged") from None
-    version = _validated(_Version.model_validate_json, text, "header").version
+    version = _parsed(_Version, text, "header").version
     if version != VERSION:
         raise ValueError(f"version {version} of the format, this program reads version {VERSION}")
-    return _validated(Header.model_validate_json, text, "header")
+    return _parsed(Header, text, "header")
 
 
 def _check_digest(header: Header, content: bytes) -> None:
     digest = header.sha256.encode()
-    if (
-        _json_header(content).count(digest) != 1
-        or header.sha256 != hashlib.sha256(content.replace(digest, NO_DIGEST.encode(), 1)).hexdigest()
-    ):
+    written = content.replace(digest, NO_DIGEST.encode(), 1)
+    if _json_header(content).count(digest) != 1 or header.sha256 != hashlib.sha256(written).hexdigest():
         raise ValueError("its checksum is wrong")
 
 
@@ -322,15 +317,12 @@ def _check_tensors(header: Header, tensors: Mapping[str, Any]) -> None:
     kinds = {"table": "U8", "positions": "U8", "rest": "U8", "values": VALUE_TYPES[header.value_type]}
     if header.value_type == "int8":
         kinds["exponents"] = "U8"
-    if {name: (tensor["dtype"], len(tensor["shape"])) for name, tensor in tensors.items()} != {
-        name: (kind, 1) for name, kind in kinds.items()
-    }:
+    found = {name: tensor["dtype"] for name, tensor in tensors.items() if len(tensor["shape"]) == 1}
+    if found != kinds or len(found) != len(tensors):
         raise ValueError(f"it does not hold {', '.join(f'{name} ({kind})' for name, kind in kinds.items())}")
 
 
-def _check_sizes(
-    header: Header, table: list[Union[PrunedTensor, RestTensor]], tensors: Mapping[str, Any], largest: int
-) -> None:
+def _check_sizes(header: Header, table: Table, tensors: Mapping[str, Any], largest: int) -> None:
     """Refuse a table and a header whose numbers are not those of the tensors and the reader."""
     pruned = [entry for entry in table if isinstance(entry, PrunedTensor)]
     names = [entry.name for entry in table] + [entry.name + MASK for entry in pruned]
@@ -356,9 +348,9 @@ def _check_sizes(
             raise ValueError(f"its {name} are {tensors[name]['shape'][0]}, not the {count} of its {source}")
 
 
-def _validated(validate: Callable[[Any], _T], text: Any, part: str) -> _T:
+def _parsed(kind: Any, text: Union[str, bytes], part: str) -> Any:
     try:
-        return validate(text)
+        return TypeAdapter(kind).validate_json(text)
     except ValidationError as error:
         raise ValueError(f"its {part} is malformed: {error.errors()[0]['msg']}") from None
 

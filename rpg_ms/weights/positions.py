@@ -14,13 +14,10 @@ ESCAPE = 255  # a byte that stands for so many zeros, after which the gap goes o
 
 
 def encode_positions(mask: np.ndarray) -> bytes:
-    """Where a mask is 1, as the gaps between the ones, deflated by zlib.
+    """The code of a bool mask of any shape, taken in row-major order.
 
     The gap before each one is the number of zeros since the one before it. It is a byte, and the byte 255 before it for
     each 255 zeros more.
-
-    Args:
-        mask: bool array of any shape, taken in row-major order.
     """
     gaps = np.diff(np.flatnonzero(mask), prepend=-1) - 1
     ends = np.cumsum(gaps // ESCAPE + 1) - 1
@@ -34,10 +31,8 @@ def encode_positions(mask: np.ndarray) -> bytes:
 def decode_positions(deflated: bytes, count: int, size: int) -> np.ndarray:
     """The flat indices, increasing, of the `count` ones of a mask of `size` positions: int64 `[count]`.
 
-    Needs memory in proportion to `count + size / 255`, whatever the code inflates to.
-
-    Raises:
-        ValueError: it is not the code of such a mask.
+    Needs memory in proportion to `count + size / 255`, whatever the code inflates to. A ValueError refuses what is not
+    the code of such a mask.
     """
     code = np.frombuffer(inflate(deflated, count + size // ESCAPE, "list of positions"), np.uint8)
     ends = np.flatnonzero(code != ESCAPE)
@@ -58,8 +53,7 @@ def deflate(content: bytes, strategy: int = zlib.Z_DEFAULT_STRATEGY) -> bytes:
 def inflate(deflated: bytes, largest: int, what: str) -> bytes:
     """What was deflated; no more than `largest` bytes and one are ever inflated.
 
-    Raises:
-        ValueError: damaged, truncated or longer than `largest`; `what` it is, is for the message.
+    A ValueError, which says `what` it is, refuses what is damaged, truncated or longer than `largest`.
     """
     stream = zlib.decompressobj()
     try:

@@ -1,6 +1,8 @@
 """PyTorch's own files (.pth, .pt, .th, .tar), read without PyTorch and without running what a pickle asks for.
 
-`inert_pickle` reads the pickle; here its tensors get their values. What is no weight stays an inert stand-in.
+A pickle is a small program that names functions and classes and has them called. Here a name is only a text: nothing
+is imported, looked up or called, whatever it is. The few names in `FUNCTIONS`, which tensors and state dicts are made
+of, stand for a few lines of this file each; everything else becomes a `StandIn`.
 """
 
 from __future__ import annotations
@@ -11,18 +13,23 @@ import os
 import pickle
 import re
 import zipfile
-from typing import Any, BinaryIO, Callable, Optional, Union
+from collections import namedtuple
+from typing import Any, BinaryIO, Callable, NoReturn, Optional, Union
 
 import numpy as np
 
 from rpg_ms.errors import UserError, one_line
-from rpg_ms.weights.inert_pickle import InertUnpickler, StandIn, Storage, Tensor
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
-LARGER = 16  # times the file: what all its tensors together may take, as several may be views of one storage
-LONGEST = 2 * 10**6  # characters of all the names in a pickled module
+MOST_PARTS = 10**4  # of a pickled module, as modules can hold one another, and themselves
 MODULE_PARTS = ("_parameters", "_buffers", "_modules")
+DTYPES = {
+    **dict(Double="f8", Float="f4", Half="f2", BFloat16="bfloat16", ComplexFloat="c8", ComplexDouble="c16"),
+    **dict(Long="i8", Int="i4", Short="i2", Char="i1", Byte="u1", Bool="b1", Untyped="u1"),
+    **dict(QInt8="i1", QUInt8="u1", QInt32="i4"),  # quantized
+}
+STORAGES = {f"{module}.{name}Storage": dtype for name, dtype in DTYPES.items() for module in ("torch", "torch.storage")}
 
 
 def is_pytorch(head: bytes) -> bool:
@@ -34,18 +41,16 @@ def read_pytorch(path: Union[str, os.PathLike]) -> Any:
     """The content of a file written by `torch.save`.
 
     Returns:
-        Containers (dicts and lists) and plain values, with tensors and NumPy arrays of numbers as arrays, modules as
-        their state dicts, and whatever else there is as a `StandIn`. bfloat16 becomes float32. Equal views of one
-        storage, such as tied weights, are one array.
+        Containers and plain values, with tensors as arrays that cannot be written to, what else there is as `StandIn`,
+        and in dicts modules as their state dicts and NumPy arrays of numbers as arrays. bfloat16 becomes float32. Equal
+        views of one storage, such as tied weights, are one array.
 
     Raises:
         UserError: damaged, big-endian or a TorchScript program.
     """
     try:
         with open(path, "rb") as file:
-            return _read_zip(file) if file.peek(2)[:2] == b"PK" else _read_legacy(file)
-    except UserError:
-        raise
+            return _plain(_read_zip(file) if file.peek(2)[:2] == b"PK" else _read_legacy(file), {})
     except Exception as error:  # a damaged pickle can raise nearly anything
         text = one_line(str(error)) or type(error).__name__
         raise UserError(f"{path}: not a PyTorch file that can be read safely, or damaged: {text}") from None
@@ -59,15 +64,6 @@ def to_array(content: bytes, dtype: str) -> np.ndarray:
     return (np.frombuffer(content, "<u2").astype(np.uint32) << 16).view(np.float32)
 
 
-def _item_size(dtype: str) -> int:
-    return 2 if dtype == "bfloat16" else np.dtype(dtype).itemsize
-
-
-# ----------------------------------------------------------------------------------------------------
-# The two layouts
-# ----------------------------------------------------------------------------------------------------
-
-
 def _read_zip(file: BinaryIO) -> Any:
     size = file.seek(0, io.SEEK_END)
     with zipfile.ZipFile(file) as archive:
@@ -77,152 +73,217 @@ def _read_zip(file: BinaryIO) -> Any:
             raise pickle.UnpicklingError("a zip archive without data.pkl")
         if any(name.startswith(root + "code/") for name in entries):
             raise pickle.UnpicklingError("a TorchScript program; save the state_dict() of what torch.jit.load gives")
-        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries.values()):
-            raise pickle.UnpicklingError("compressed, which PyTorch's files are not")
         if sum(entry.file_size for entry in entries.values()) > size:
-            raise pickle.UnpicklingError("entries that overlap")
+            raise pickle.UnpicklingError("entries that are compressed or overlap, unlike those of PyTorch")
         if root + "byteorder" in entries and archive.read(root + "byteorder") != b"little":
             raise pickle.UnpicklingError("written on a big-endian machine")
-        content = InertUnpickler(io.BytesIO(archive.read(root + "data.pkl"))).load()
-        cache = {}
-
-        def values(storage: Storage) -> np.ndarray:
-            if storage.key not in cache:
-                cache[storage.key] = to_array(archive.read(f"{root}data/{storage.key}"), storage.dtype)
-            return cache[storage.key]
-
-        return _Resolver(values, LARGER * size).resolved(content)
+        main = io.BytesIO(archive.read(root + "data.pkl"))
+        return _Unpickler(main, lambda key, dtype, _: to_array(archive.read(f"{root}data/{key}"), dtype)).load()
 
 
 def _read_legacy(file: BinaryIO) -> Any:
-    """Before PyTorch 1.6: four pickles, the list of storage keys, then each storage's size and values."""
+    """Before PyTorch 1.6: four pickles, the list of storage keys, then each storage's size and values.
+
+    The fourth pickle, the content, is read twice: for the types of the storages, and once these are read.
+    """
     file = io.BytesIO(file.read())  # which gives no more than there is, whatever size is asked for
-    magic, protocol, system = (InertUnpickler(file).load() for _ in range(3))
+    announced, storages = {}, {}
+
+    def announce(key: str, dtype: str, size: int) -> None:
+        announced[key] = dtype, size
+
+    magic, protocol, system = (_Unpickler(file, announce).load() for _ in range(3))
     if magic != LEGACY_MAGIC or protocol != LEGACY_PROTOCOL:
         raise pickle.UnpicklingError("a pickle, but not of PyTorch")
     if not system["little_endian"]:
         raise pickle.UnpicklingError("written on a big-endian machine")
-    main = InertUnpickler(file)
-    content = main.load()
-    storages = {}
-    for key in InertUnpickler(file).load():
-        if type(key) is not str or key not in main.storages:
+    start = file.tell()
+    _Unpickler(file, announce).load()
+    for key in _Unpickler(file, announce).load():
+        if type(key) is not str or key not in announced:
             raise pickle.UnpicklingError("a storage of an unknown type")
-        storage = main.storages[key]
+        dtype, announced_size = announced[key]
         size = int.from_bytes(file.read(8), "little")
-        if size != storage.size:
-            raise pickle.UnpicklingError(f"a storage of {size} values where {storage.size} were announced")
-        storages[key] = to_array(file.read(size * _item_size(storage.dtype)), storage.dtype)
-    return _Resolver(lambda storage: storages[storage.key], LARGER * len(file.getbuffer())).resolved(content)
+        if size != announced_size:
+            raise pickle.UnpicklingError(f"a storage of {size} values where {announced_size} were announced")
+        storages[key] = to_array(file.read(size * (2 if dtype == "bfloat16" else np.dtype(dtype).itemsize)), dtype)
+    file.seek(start)
+    return _Unpickler(file, lambda key, *_: storages[key]).load()
 
 
 # ----------------------------------------------------------------------------------------------------
-# Values
+# Pickles
 # ----------------------------------------------------------------------------------------------------
 
 
-class _Resolver:
-    """Puts arrays in the place of tensors.
+class StandIn:
+    """In the place of a function, class or object of the pickle: its name and what the pickle gave it.
 
-    Args:
-        values: `values(storage)` is a storage's flat array.
-        most: how many bytes all arrays together may take.
+    `args` is None for the function or class itself and else a tuple; `entries` has what the object was filled with if
+    it is like a dict, and `state` what it was to restore itself from. What a list or set is filled with is forgotten.
     """
 
-    def __init__(self, values: Callable[[Storage], np.ndarray], most: int) -> None:
-        self.values, self.left = values, most
-        self.arrays, self.done = {}, {}
+    def __init__(self, name: str, args: Optional[tuple] = None) -> None:
+        self.name, self.args, self.state, self.entries = name, args, None, {}
 
-    def resolved(self, item: Any) -> Any:
-        """What `read_pytorch` returns for `item`; what a pickle refers to many times is resolved once."""
-        if isinstance(item, Tensor):
-            if item not in self.arrays:
-                self.arrays[item] = self._array(item)
-            return self.arrays[item]
-        if type(item) not in (dict, list, tuple, StandIn):
-            return item
-        if id(item) in self.done:
-            return self.done[id(item)][1]
-        result = {} if type(item) is dict else item if type(item) is StandIn else []
-        self.done[id(item)] = item, result  # before it is filled, as it may hold itself
-        if type(item) is dict:
-            result.update((key, self.resolved(value)) for key, value in item.items())
-        elif type(item) is not StandIn:
-            result.extend(self.resolved(value) for value in item)
-        elif item.entries is not None:
-            result = self.resolved(item.entries)
-        elif _is_module(item):
-            result = self.resolved(_state_dict(item))
-        elif _numpy_parts(item):
-            result = self._numpy_array(*_numpy_parts(item))
-        self.done[id(item)] = item, result
-        return result
+    def __repr__(self) -> str:
+        return self.name[:100]
 
-    def _array(self, tensor: Tensor) -> np.ndarray:
-        storage, offset, shape, strides = tensor
-        flat = self.values(storage)
-        if len(flat) != storage.size:
-            raise pickle.UnpicklingError(f"a storage of {len(flat)} values, announced were {storage.size}")
+    def __call__(self, *args: Any) -> Any:
+        """What a call of the function or class stands for."""
+        if self.args is not None:
+            return StandIn("an object", args)
+        return FUNCTIONS[self.name](*args) if self.name in FUNCTIONS else StandIn(self.name, args)
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.entries[key] = value
+
+    def append(self, _: Any) -> None:
+        """Forget an item, or with `extend` a list of them."""
+
+    extend = add = append
+
+
+class _Dict(dict):
+    def __setstate__(self, state: Any) -> None:  # the attributes of an OrderedDict
+        pass
+
+
+class _Unpickler(pickle._Unpickler):  # the one in Python, which needs no memory that the file only asks for
+    """Reads a pickle to plain values, containers, arrays and `StandIn`s.
+
+    Nothing outside this module is called.
+
+    Args:
+        file: what to read.
+        storage: from a storage's key, the name of its dtype as `to_array` takes it and its size to its values, a flat
+            array; None if they are not there yet.
+    """
+
+    # Classes are called as functions are: NEWOBJ asks for `cls.__new__(cls, *args)`.
+    dispatch = {**pickle._Unpickler.dispatch, pickle.NEWOBJ[0]: pickle._Unpickler.load_reduce}
+
+    def __init__(self, file: BinaryIO, storage: Callable[[str, str, int], Optional[np.ndarray]]) -> None:
+        super().__init__(file, encoding="latin1")  # of Python 2's strings, NumPy's values among them
+        self.storage, self.storages = storage, {}
+
+    def find_class(self, module: str, name: str) -> StandIn:
+        return StandIn(f"{module}.{name}")
+
+    def get_extension(self, code: int) -> NoReturn:
+        raise pickle.UnpicklingError("a registered extension")
+
+    def load_newobj_ex(self) -> None:
+        self.stack.pop()  # arguments by name
+        self.load_reduce()
+
+    dispatch[pickle.NEWOBJ_EX[0]] = load_newobj_ex
+
+    def persistent_load(self, pid: Any) -> Any:
+        if len(pid) == 4 and pid[0] == "module":  # a class with its source text, in whole modules before 1.6
+            return pid[1]
+        kind, dtype, key, _, size, *view = pid
+        if kind != "storage" or not isinstance(dtype, StandIn) or not isinstance(key, str):
+            raise pickle.UnpicklingError("a stored object that is not a tensor's storage")
+        if view and view[0] is not None:  # part of another storage, as PyTorch wrote before 0.4
+            raise pickle.UnpicklingError("a storage that is a view of another")
+        if dtype.name not in STORAGES:
+            return StandIn(dtype.name, ())
+        if key not in self.storages:
+            flat = self.storage(key, STORAGES[dtype.name], size)
+            if flat is not None and len(flat) != size:
+                raise pickle.UnpicklingError(f"a storage of {len(flat)} values, announced were {size}")
+            self.storages[key] = StandIn("a storage", ()) if flat is None else _Storage(flat, {})
+        return self.storages[key]
+
+
+_Storage = namedtuple("_Storage", "flat views")  # a flat array, and its views by (offset, shape, strides)
+
+
+def _rebuild_tensor(storage: Any, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *_: Any) -> Any:
+    """A view of a storage: an array that cannot be written to, so that it needs no memory of its own."""
+    if isinstance(storage, StandIn):  # of a type that is not known here
+        return storage
+    if not isinstance(storage, _Storage) or not all(type(i) is int for i in (offset, *shape, *strides)):
+        raise pickle.UnpicklingError("a tensor without a storage or a shape")
+    flat, views = storage
+    place = offset, tuple(shape), tuple(strides)
+    if place not in views:
         last = offset + sum((length - 1) * stride for length, stride in zip(shape, strides))
         if len(shape) != len(strides) or min((offset, *shape, *strides)) < 0 or math.prod(shape) > len(flat):
             raise pickle.UnpicklingError(f"a tensor of shape {shape} and strides {strides}")
         if math.prod(shape) and last >= len(flat):
             raise pickle.UnpicklingError(f"a tensor that ends at {last} in a storage of {len(flat)} values")
-        self._spend(math.prod(shape) * flat.itemsize)
-        bytes_ = [stride * flat.itemsize for stride in strides]
-        return np.lib.stride_tricks.as_strided(flat[offset:], shape, bytes_).copy()
+        steps = [stride * flat.itemsize for stride in strides]
+        views[place] = np.lib.stride_tricks.as_strided(flat[offset:], shape, steps, writeable=False)
+    return views[place]
 
-    def _numpy_array(self, content: Union[str, bytes], dtype: str, shape: tuple[int, ...], order: str) -> np.ndarray:
-        if isinstance(content, str):
-            self._spend(len(content))
-            content = content.encode("latin1")
-        return np.frombuffer(content, dtype).reshape(shape, order=order)
 
-    def _spend(self, size: int) -> None:
-        self.left -= size
-        if self.left < 0:
-            raise pickle.UnpicklingError(f"arrays of more than {LARGER} times the file's size")
+FUNCTIONS = {
+    "collections.OrderedDict": _Dict,
+    "collections.defaultdict": lambda *_: _Dict(),
+    "builtins.set": set,
+    "__builtin__.set": set,
+    "torch._utils._rebuild_tensor": _rebuild_tensor,
+    "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
+    "torch._utils._rebuild_parameter": lambda data, *_: data,
+    "torch._utils._rebuild_parameter_with_state": lambda data, *_: data,
+    "torch._utils._rebuild_device_tensor_from_numpy": lambda data, *_: data,
+    "torch._utils._rebuild_device_tensor_from_cpu_tensor": lambda data, *_: data,
+    "torch._tensor._rebuild_from_type_v2": lambda function, _, args, *__: function(*args),
+    "torch.Size": lambda sides=(): sides,
+    "copyreg._reconstructor": lambda kind, *_: kind(),
+    "copy_reg._reconstructor": lambda kind, *_: kind(),
+}
+
+
+# ----------------------------------------------------------------------------------------------------
+# Modules and NumPy's arrays
+# ----------------------------------------------------------------------------------------------------
+
+
+def _plain(item: Any, done: dict[int, dict]) -> Any:
+    """What `read_pytorch` returns for an item; `done` has the dicts that were met, as one may hold itself."""
+    if isinstance(item, StandIn) and not item.entries:
+        if _is_module(item):
+            return _state_dict(item)
+        array = _numpy_array(item)
+        return item if array is None else array
+    if isinstance(item, (dict, StandIn)):
+        if id(item) not in done:
+            done[id(item)] = plain = {}
+            entries = item if isinstance(item, dict) else item.entries
+            plain.update((name, _plain(value, done)) for name, value in entries.items())
+        return done[id(item)]
+    return item
 
 
 def _is_module(item: Any) -> bool:
     """Whether a stand-in is one of a torch.nn.Module."""
-    return (
-        isinstance(item, StandIn)
-        and type(item.state) is dict
-        and all(type(item.state.get(part)) is dict for part in MODULE_PARTS)
-    )
+    state = item.state if isinstance(item, StandIn) else None
+    return isinstance(state, dict) and all(isinstance(state.get(part), dict) for part in MODULE_PARTS)
 
 
 def _state_dict(module: StandIn) -> dict[str, Any]:
     """`{name: tensor}`: what a pickled module's `state_dict()` would give."""
-    found, todo, length = {}, [("", module)], 0
+    found, todo = {}, [("", module)]
     for prefix, module in todo:
         parameters, buffers, modules = (module.state[part] for part in MODULE_PARTS)
-        passing = module.state.get("_non_persistent_buffers_set")
-        passing = passing.args[0] if isinstance(passing, StandIn) and passing.args else []
-        length += (
-            sum(
-                len(prefix) + len(name) for part in (parameters, buffers, modules) for name in part if type(name) is str
-            )
-            + len(parameters)
-            + len(buffers)
-            + len(modules)
-            + len(passing)
-        )
-        if length > LONGEST:  # modules can hold one another, and themselves
-            raise pickle.UnpicklingError("a module of too many parts")
-        passing = {name for name in passing if type(name) is str}
+        passing = module.state.get("_non_persistent_buffers_set", ())
         for name, value in (*parameters.items(), *buffers.items()):
-            if type(name) is str and value is not None and name not in passing:
-                found[prefix + name] = value
-        todo.extend(
-            (f"{prefix}{name}.", part) for name, part in modules.items() if type(name) is str and _is_module(part)
-        )
+            if value is not None and name not in passing:
+                found[f"{prefix}{name}"] = value
+        todo.extend((f"{prefix}{name}.", part) for name, part in modules.items() if _is_module(part))
+        if len(todo) > MOST_PARTS:
+            raise pickle.UnpicklingError("a module of too many parts")
     return found
 
 
-def _numpy_parts(item: StandIn) -> Optional[tuple[Union[str, bytes], str, tuple[int, ...], str]]:
-    """`(content, dtype, shape, order)` of the NumPy array of numbers that a stand-in is one of, else None."""
+def _numpy_array(item: StandIn) -> Optional[np.ndarray]:
+    """The NumPy array of numbers that a stand-in is one of, else None."""
     try:
         if item.name.endswith("multiarray._reconstruct"):
             _, shape, dtype, fortran, content = item.state
@@ -230,9 +291,10 @@ def _numpy_parts(item: StandIn) -> Optional[tuple[Union[str, bytes], str, tuple[
             content, dtype, shape, fortran = *item.args[:3], item.args[3] == "F"
         else:
             return None
-        if isinstance(content, StandIn) and content.name == "_codecs.encode":  # how protocol 2 writes bytes
-            content = content.args[0]
-        known = dtype.name == "numpy.dtype" and re.fullmatch("[fiub][1248]", dtype.args[0]) and dtype.state[1] != ">"
-    except (AttributeError, IndexError, TypeError, ValueError):
+        content = content.args[0] if isinstance(content, StandIn) else content  # protocol 2 has _codecs.encode(text)
+        content = content.encode("latin1") if isinstance(content, str) else content
+        if not re.fullmatch("[fiub][1248]", dtype.args[0]) or dtype.state[1] == ">":
+            return None
+        return np.frombuffer(content, dtype.args[0]).reshape(shape, order="F" if fortran else "C")
+    except (AttributeError, IndexError, TypeError, ValueError):  # of another kind, or damaged
         return None
-    return (content, dtype.args[0], shape, "F" if fortran else "C") if known and type(content) in (str, bytes) else None

@@ -14,6 +14,7 @@ DEVICE_PATH = [
     "rpg_ms/rank/matmul.py",
     "rpg_ms/tasks/classification.py",
     "rpg_ms/training/distributed.py",
+    *sorted(f"rpg_ms/models/detection/{file.name}" for file in (PROJECT / "rpg_ms/models/detection").glob("[a-z]*.py")),
     "rpg_ms/models/resnet_cifar.py",
     "rpg_ms/models/vgg_cifar.py",
 ]

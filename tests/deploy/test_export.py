@@ -1,12 +1,9 @@
 """Exported files: that they compute and hold what the network does, and what is refused."""
 
 import hashlib
-import importlib.util
 import json
-import sys
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
-from types import ModuleType
 
 import mindspore as ms
 import numpy as np
@@ -17,54 +14,14 @@ from mindcv.models.resnet import Bottleneck, ResNet
 from mindcv.models.vit import VisionTransformer
 from mindspore import nn, ops
 
-from rpg_ms.cells import sparsify
-from rpg_ms.cells.masked import set_topology
-from rpg_ms.config import Config, DataConfig, ModelConfig, TrainConfig
+from networks import pruned
 from rpg_ms.data.fashion_mnist import CLASSES
-from rpg_ms.deploy import formats, onnx_file
+from rpg_ms.deploy import onnx_file
 from rpg_ms.deploy.export import export
-from rpg_ms.deploy.formats import FORMATS, VALUE_TYPES, Format, Options
+from rpg_ms.deploy.formats import FORMATS
 from rpg_ms.deploy.onnx_operators import exportable
-from rpg_ms.deploy.verify import Loaded
 from rpg_ms.errors import UserError
 from rpg_ms.models import create_model, vgg_cifar
-from rpg_ms.tasks import create_task
-from rpg_ms.training.distributed import ALONE
-from rpg_ms.weights.packed import VALUE_TYPES as PACKED_TYPES
-
-
-@pytest.fixture(autouse=True, scope="module")
-def pynative():
-    """Exports compile in any mode; with this one nothing else has to be."""
-    ms.set_context(mode=ms.PYNATIVE_MODE)
-    yield
-    ms.set_context(mode=ms.GRAPH_MODE)
-
-
-@pytest.fixture(scope="module")
-def task():
-    return create_task(
-        Config(
-            model=ModelConfig(name="cifar_resnet8"),
-            data=DataConfig(limit=96),
-            train=TrainConfig(batch_size=8, eval_batch_size=48),
-        ),
-        ALONE,
-    )
-
-
-def pruned(network, density=0.3):
-    """The network with that share of its weights, chosen at random, and its `Sparsified`."""
-    rng = np.random.default_rng(0)
-    found = sparsify(network)
-    for layer in found.layers:
-        set_topology(layer, layer.weight.asnumpy(), rng.random(layer.weight.shape) < density)
-    return network, found
-
-
-@pytest.fixture(scope="module")
-def small():
-    return pruned(create_model("cifar_resnet8", 10, 1, width=0.25))
 
 
 def hard_activations():
@@ -285,7 +242,7 @@ def test_a_file_that_disagrees_is_not_left(file_format, change, message, small, 
 
 def test_another_top1_class_is_noticed(small, task, tmp_path, monkeypatch):
     monkeypatch.setitem(FORMATS, "ONNX", replace(FORMATS["ONNX"], relative_tolerance=1e9))
-    tamper(monkeypatch, "ONNX", "linear.weight", np.negative)
+    tamper(monkeypatch, "ONNX", "linear.weight", lambda weight: -1000 * weight)  # beyond what the biases decide
     with pytest.raises(UserError, match="its top-1 class is not the network's for [0-9]+ of 64 images"):
         export(*small, task, "ONNX", tmp_path / "net", batch_size=16)
 
@@ -293,29 +250,6 @@ def test_another_top1_class_is_noticed(small, task, tmp_path, monkeypatch):
 # ----------------------------------------------------------------------------------------------------
 # What cannot be exported
 # ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "missing, words",
-    [
-        ({"onnxruntime"}, "ONNX needs onnxruntime, not installed here; pip install -e '.[onnx]'"),
-        ({"onnx", "onnxruntime"}, "ONNX needs onnx and onnxruntime, not installed"),
-    ],
-)
-def test_onnx_without_its_packages(missing, words, small, task, tmp_path, monkeypatch):
-    find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name in missing else find(name, *rest))
-    with pytest.raises(UserError) as refusal:
-        export(*small, task, "ONNX", tmp_path / "net", batch_size=16)
-    assert words in str(refusal.value)
-
-
-def test_air_is_for_ascend_and_a_fixed_batch(small, task, tmp_path, monkeypatch):
-    with pytest.raises(UserError, match="^--file_format: AIR is written on Ascend only, not on CPU$"):
-        export(*small, task, "AIR", tmp_path / "net")
-    monkeypatch.setattr(ms, "get_context", lambda key: "Ascend")
-    with pytest.raises(UserError, match="^--dynamic_batch: for MINDIR and ONNX only, not for AIR$"):
-        export(*small, task, "AIR", tmp_path / "net", dynamic_batch=True)
 
 
 class Unexportable(nn.Cell):
@@ -339,9 +273,13 @@ def test_what_onnx_cannot_hold(task, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_file_that_onnxruntime_does_not_take(task, tmp_path):
+def test_a_file_that_onnxruntime_does_not_take(task, tmp_path, monkeypatch):
+    """A transposed convolution as MindSpore writes it; mended it loads, and is compared: this padding differs."""
     layers = [nn.Conv2d(1, 4, 3, 4), nn.Conv2dTranspose(4, 4, 3, 2), nn.Flatten(), nn.Dense(4 * 14 * 14, 10)]
     network, found = pruned(nn.SequentialCell(layers))
+    with pytest.raises(UserError, match="its outputs differ from the network's"):
+        export(network, found, task, "ONNX", tmp_path / "net", batch_size=16)
+    monkeypatch.setattr(onnx_file, "restore_operators", lambda model: None)
     with pytest.raises(UserError, match="^--file_format: .* cannot be exported to ONNX: .*; MINDIR takes it$") as error:
         export(network, found, task, "ONNX", tmp_path / "net", batch_size=16)
     assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
@@ -370,83 +308,3 @@ def test_a_file_that_cannot_be_written(small, task, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="--file_name: .*file/net.mindir could not be written: "):
         export(*small, task, "MINDIR", tmp_path / "file/net")
-
-
-# ----------------------------------------------------------------------------------------------------
-# The table
-# ----------------------------------------------------------------------------------------------------
-
-NOT_THE_DEFAULT = {
-    "batch_size": 2,
-    "dynamic_batch": True,
-    "normalize_input": True,
-    "softmax": True,
-    "value_type": "int8",
-}
-
-
-@pytest.mark.parametrize("file_format", FORMATS)
-@pytest.mark.parametrize("option", NOT_THE_DEFAULT)
-def test_every_option_of_every_format_is_taken_or_refused(file_format, option):
-    options = Options(**{option: NOT_THE_DEFAULT[option]})
-    if option in FORMATS[file_format].options:
-        formats.check_options(file_format, options)
-        return
-    with pytest.raises(UserError) as refusal:
-        formats.check_options(file_format, options)
-    assert str(refusal.value) == f"--{option}: for {formats.takers(option)} only, not for {file_format}"
-    assert file_format not in formats.takers(option)
-
-
-def test_the_table_knows_every_option_and_value_type():
-    assert set(NOT_THE_DEFAULT) == {option.name for option in fields(Options)}
-    assert all(set(row.options) <= set(NOT_THE_DEFAULT) for row in FORMATS.values())
-    assert VALUE_TYPES == tuple(PACKED_TYPES)
-    for options in ({"batch_size": 0}, {"value_type": "int4"}):
-        with pytest.raises(UserError, match="--(batch_size: 0 is not at|value_type: 'int4' is not one of float32, )"):
-            formats.check_options("PACKED" if "value_type" in options else "ONNX", Options(**options))
-
-
-def write_raw(job, path):
-    """A format of a user's own: the weights that the masks keep, one after another."""
-    path.write_bytes(
-        b"".join(layer.weight.asnumpy()[layer.mask.asnumpy()].tobytes() for layer in job.sparsified.layers)
-    )
-
-
-def load_numpy(job, path):
-    """A format of a user's own that computes: here the network itself, and weights from the file."""
-    with np.load(path) as archive:
-        return Loaded(dict(archive), lambda images: job.deployed()(ms.Tensor(images)).asnumpy())
-
-
-def write_numpy(job, path):
-    with open(path, "wb") as file:
-        np.savez(file, **{layer.weight.name: layer.weight.asnumpy() for layer in job.sparsified.layers})
-
-
-def test_a_format_is_one_row(small, task, tmp_path, monkeypatch):
-    """A row, and the functions that it names, are all that a format needs, with verification and without."""
-    here = ModuleType("formats_of_a_test")
-    here.write_raw, here.write_numpy, here.load_numpy = write_raw, write_numpy, load_numpy
-    monkeypatch.setitem(sys.modules, "formats_of_a_test", here)
-    monkeypatch.setitem(FORMATS, "RAW", Format(".raw", "formats_of_a_test:write_raw", None, (), computes=False))
-    monkeypatch.setitem(
-        FORMATS,
-        "NUMPY",
-        Format(
-            ".npz",
-            "formats_of_a_test:write_numpy",
-            "formats_of_a_test:load_numpy",
-            ("batch_size", "softmax"),
-            absolute_tolerance=1e-6,
-        ),
-    )
-    report = export(*small, task, "RAW", tmp_path / "net")
-    assert report["bytes"] == 4 * small[1].nonzero and [file.name for file in tmp_path.iterdir()] == ["net.raw"]
-    report = export(*small, task, "NUMPY", tmp_path / "net", batch_size=32, softmax=True)
-    assert report["max_abs_difference"] <= 1e-6 and report["input_shape"] == [32, 1, 28, 28]
-    assert json.loads((tmp_path / "net.npz.json").read_text())["format"] == "NUMPY"
-    here.write_numpy = lambda job, path: np.savez(open(path, "wb"))
-    with pytest.raises(UserError, match="net.npz: does not hold conv1.weight"):
-        export(*small, task, "NUMPY", tmp_path / "net", batch_size=32)

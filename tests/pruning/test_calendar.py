@@ -5,7 +5,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from rpg_ms.pruning import UpdateCalendar, cosine_drop_fraction, exponential_density
+from rpg_ms.pruning import DENSITY_SCHEDULES, UpdateCalendar, cosine_drop_fraction, exponential_density
 
 RUN = {"total_steps": 100, "update_every": 5, "prune_until": 0.9, "freeze_after": 0.96, "density": 0.1}
 
@@ -13,7 +13,6 @@ RUN = {"total_steps": 100, "update_every": 5, "prune_until": 0.9, "freeze_after"
 def test_calendar_known_by_hand():
     calendar = UpdateCalendar(**RUN)
     assert (calendar.prune_step, calendar.end_step, calendar.updates, calendar.reach_step) == (90, 96, 18, 90)
-    assert calendar.last_update == 95
     assert list(calendar.steps()) == list(range(5, 96, 5))
     assert [step for step in range(-5, 111) if calendar.is_update(step)] == list(range(5, 96, 5))
     assert [calendar.update_index(step) for step in (0, 4, 5, 9, 90, 95, 100)] == [0, 0, 1, 1, 18, 19, 19]
@@ -44,6 +43,15 @@ def test_warmup_stays_dense_and_still_arrives():
     assert [calendar.density_at(step) for step in (5, 30, 34)] == [1.0] * 3
     assert calendar.density_at(60) == pytest.approx(0.1 + 0.9 / 8)  # update 12 of 18: half-way after warm-up
     assert calendar.density_at(90) == 0.1
+
+
+@given(st.sampled_from(sorted(DENSITY_SCHEDULES)), st.integers(0, 50), st.integers(16, 50), st.data())
+def test_warmup_holds_at_one_then_runs_the_density_schedule(name, warmup, rest, data):
+    calendar = UpdateCalendar(warmup + rest, 1, 1.0, 1.0, 0.1, name, warmup)
+    assert calendar.density_at(data.draw(st.integers(0, warmup))) == 1.0
+    update = data.draw(st.integers(1, rest))
+    assert calendar.density_at(warmup + update) == DENSITY_SCHEDULES[name](update, rest, 0.1)
+    assert calendar.density_at(warmup + rest) == 0.1
 
 
 @given(st.integers(1, 100_000), st.data())
@@ -78,7 +86,7 @@ def test_a_calendar_that_is_accepted_reaches_its_target(total, every, until, aft
         tolerance = 1e-9
         assert (until * total - tolerance) // every <= warmup or after < until
         return
-    assert calendar.is_update(calendar.reach_step) and calendar.is_update(calendar.last_update)
+    assert calendar.is_update(calendar.reach_step) and calendar.steps()[-1] <= calendar.end_step
     assert calendar.reach_step <= calendar.prune_step <= calendar.end_step <= total
     assert calendar.density_at(calendar.reach_step) == 0.05 == calendar.density_at(total)
     assert calendar.density_at(calendar.reach_step - 1) > 0.05 or schedule == "constant"

@@ -11,7 +11,6 @@ from rpg_ms.pruning.schedule import (
     constant_density,
     cosine_drop_fraction,
     cubic_density,
-    delayed,
     exponential_density,
 )
 
@@ -37,23 +36,6 @@ def test_starts_dense_and_never_rises(name, updates, density, data):
     update = data.draw(st.integers(0, updates - 1))
     assert schedule(0, updates, density) == 1.0
     assert 1.0 >= schedule(update, updates, density) >= schedule(update + 1, updates, density) * (1 - 1e-15)
-
-
-@given(schedules, st.integers(0, 50), st.integers(1, 50), densities, st.data())
-def test_delayed_holds_at_one_then_runs_the_schedule(name, warmup, rest, density, data):
-    schedule = DENSITY_SCHEDULES[name]
-    late = delayed(schedule, warmup)
-    assert late(data.draw(st.integers(0, warmup)), warmup + rest, density) == 1.0
-    update = data.draw(st.integers(1, rest))
-    assert late(warmup + update, warmup + rest, density) == schedule(update, rest, density)
-    assert late(warmup + rest, warmup + rest, density) == density
-
-
-def test_delayed_refuses_a_warmup_that_leaves_nothing():
-    with pytest.raises(ValueError, match="warm-up of 5 updates leaves none of the 5"):
-        delayed(cubic_density, 5)(5, 5, 0.1)
-    with pytest.raises(ValueError, match="-1"):
-        delayed(cubic_density, -1)
 
 
 @pytest.mark.parametrize("name", sorted(DENSITY_SCHEDULES))

@@ -49,7 +49,7 @@ def test_published_choices(name, choices, numbers):
         ({"schedule": "linear"}, "pruning.schedule: 'linear' is not one of exponential, cubic"),
         ({"allocation": "layerwise"}, "pruning.allocation: 'layerwise' is not one of global, uniform"),
         ({"grow": "hope"}, "pruning.grow: 'hope' is not one of magnitude, saliency, gradient, random"),
-        ({"schedule": None}, "both a schedule and an allocation, or neither"),
+        ({"schedule": None}, "both a density schedule and an allocation, or neither"),
         ({"alpha": 1.5}, r"pruning.alpha: 1.5 is not in \[0, 1\]"),
         ({"grow": None}, "pruning.alpha: 0.3 drops weights, but the method has nothing to grow by"),
         ({"start": "random"}, "pruning.start: 'random' masks .* pruning.schedule must be constant, not exponential"),

