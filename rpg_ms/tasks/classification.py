@@ -12,14 +12,15 @@ from mindcv.loss import create_loss
 from mindspore import nn, ops
 
 from rpg_ms.cells.distilled import Distilled
-from rpg_ms.data.datasets import ImageDataset, check_images, known_shape, load_dataset, test_transform
-from rpg_ms.data.pipeline import EvalSamples, Mix, TrainSamples, batches
+from rpg_ms.data.datasets import ImageDataset, known_shape, load_dataset, test_transform
+from rpg_ms.data.pipeline import EvalSamples, Mix
 from rpg_ms.data.transforms import OnImage, apply, planes
 from rpg_ms.errors import UserError
 from rpg_ms.models import create_model
 from rpg_ms.models.compiling import compile_graph, reason
 from rpg_ms.models.flops import try_image
 from rpg_ms.tasks.drawing import draw_line
+from rpg_ms.tasks.images import Deployed, ImageTask
 from rpg_ms.tasks.task import Arrays, Batch
 from rpg_ms.training.teacher import Teacher, build_teacher
 
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 LIKELIEST = 5  # classes that a prediction names
 
 
-class Classification:
+class Classification(ImageTask):
     """Images in, one class each out; measured by top-1 accuracy in percent. See `rpg_ms.tasks.task.Task`.
 
     Args:
@@ -61,13 +62,7 @@ class Classification:
                 f"model.num_classes: {self.classes} is less than the {self.dataset.classes} classes of "
                 f"{config.data.name}"
             )
-        self.steps_per_epoch = len(self.dataset.train) // (config.train.batch_size * world.size)
-        if self.steps_per_epoch < 1:
-            across = f" on each of {world.size} ranks" if world.size > 1 else ""
-            raise UserError(
-                f"train.batch_size: {config.train.batch_size}{across} is more than the "
-                f"{len(self.dataset.train)} training images of {config.data.name}"
-            )
+        self.steps_per_epoch = self.count_steps()
         if (config.train.mixup or config.train.cutmix) and config.train.batch_size % 2:
             raise UserError(f"train.batch_size: {config.train.batch_size} is odd, which mixup and cutmix cannot mix")
 
@@ -110,18 +105,7 @@ class Classification:
 
     def train_batches(self, first_step: int, last_step: int) -> Iterator[Batch]:
         """This process's batches of steps `first_step + 1 .. last_step`: "image", "label" and, with one, "teacher"."""
-        batch_size = self.config.train.batch_size
-        samples = TrainSamples(
-            self.dataset.train,
-            self.dataset.train_transform,
-            batch_size,
-            self.config.seed,
-            first_step,
-            last_step,
-            self.world.rank,
-            self.world.size,
-        )
-        made = batches(samples, batch_size, self.config.data.workers, self._mix(first_step))
+        made = self.batches_to_train(self.dataset.train_transform, first_step, last_step, self._mix(first_step))
         return self.teacher.join(made) if self.teacher else made
 
     @cached_property
@@ -143,14 +127,6 @@ class Classification:
             return Distilled(network, loss, distill.weight, distill.temperature)
         return _WithLoss(network, loss)
 
-    def check_data(self) -> int:
-        """Read this process's share of all images and name the unreadable on stderr; how many were read.
-
-        Raises:
-            UserError: some cannot be read.
-        """
-        return check_images(self.dataset, self.world.rank, self.world.size)
-
     def _mix(self, first_step: int) -> Optional[Mix]:
         train = self.config.train
         if not train.mixup and not train.cutmix:
@@ -161,20 +137,7 @@ class Classification:
 
     def test_batches(self) -> Iterator[Batch]:
         """This process's share of the test images, each once; labels of padding are -1."""
-        batch_size = self._test_batch_size()
-        samples = EvalSamples(
-            self.dataset.test,
-            self.dataset.test_transform,
-            batch_size,
-            {"label": np.int32(-1)},
-            self.world.rank,
-            self.world.size,
-        )
-        return batches(samples, batch_size, self.config.data.workers)
-
-    def _test_batch_size(self) -> int:
-        share = -(-len(self.dataset.test) // self.world.size)
-        return min(self.config.train.eval_batch_size, share)
+        return self.batches_to_test(self.dataset.test_transform, {"label": np.int32(-1)})
 
     def compile_evaluation(self, network: nn.Cell) -> nn.Cell:
         """The cell that evaluates a network, compiled in graph mode; leaves the network in inference mode.
@@ -183,7 +146,7 @@ class Classification:
             UserError: the network does not compile, or run so.
         """
         if self._count is None or self._count.network is not network:  # one cell for all evaluations: compiled once
-            count, size = _CountCorrect(network).set_train(False), self._test_batch_size()
+            count, size = _CountCorrect(network).set_train(False), self.test_batch_size()
             zeros = np.zeros((size, *self.input_shape), np.float32), np.zeros(size, np.int32)
             compile_graph(count, zeros, network, self.config.model.name, "inference", run=True)
             self._count = count
@@ -259,15 +222,6 @@ class Classification:
         """Each image's class."""
         return outputs[0].argmax(1)
 
-    def about(self) -> dict[str, Any]:
-        """What the network is, as plain values."""
-        return {
-            "task": self.config.task,
-            "model": self.config.model.name,
-            "num_classes": self.classes,
-            "input_shape": list(self.input_shape),
-        }
-
     def usage(self, normalize_input: bool) -> dict[str, Any]:
         """Model, classes and how images are normalised, as plain values."""
         dataset = self.dataset
@@ -316,22 +270,15 @@ class _CountCorrect(nn.Cell):
         return (predicted == labels).astype(ms.int32).sum()
 
 
-class _Deployed(nn.Cell):
-    """A network as it is exported: images in, logits or probabilities out."""
+class _Deployed(Deployed):
+    """Images in, logits or probabilities out."""
 
     def __init__(
         self, network: nn.Cell, normalisation: Optional[tuple[Sequence[float], Sequence[float]]], softmax: bool
     ) -> None:
-        super().__init__(auto_prefix=False)  # the Parameters keep their names
-        self.network = network
-        self.normalize_input = normalisation is not None
-        if self.normalize_input:
-            mean, std = (np.float32(values).reshape(1, -1, 1, 1) for values in normalisation)
-            self.mean, self.std = ms.Tensor(mean), ms.Tensor(std)
+        super().__init__(network, normalisation)
         self.softmax = softmax
 
     def construct(self, images: ms.Tensor) -> ms.Tensor:
-        if self.normalize_input:
-            images = (images / 255 - self.mean) / self.std
-        outputs = self.network(images)
+        outputs = self.computed(images)
         return ops.softmax(outputs, 1) if self.softmax else outputs

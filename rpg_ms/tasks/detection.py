@@ -12,15 +12,14 @@ from mindspore import nn, ops
 from PIL import Image
 
 from rpg_ms.data.coco import mask_functions
-from rpg_ms.data.datasets import check_images
 from rpg_ms.data.detection_samples import MASK_SIDE, DetectionDataset
-from rpg_ms.data.pipeline import EvalSamples, TrainSamples, batches
 from rpg_ms.data.transforms import apply
 from rpg_ms.errors import UserError
 from rpg_ms.models.compiling import compile_graph
 from rpg_ms.models.detection import DetectionLoss, DetectionSettings, create_detector
 from rpg_ms.tasks.average_precision import AveragePrecision, Found, found_objects
 from rpg_ms.tasks.drawing import draw_objects
+from rpg_ms.tasks.images import Deployed, ImageTask
 from rpg_ms.tasks.task import Arrays, Batch
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 CLASSIFIER = "roi_heads.box_predictor.cls_score.weight"
 
 
-class Detection:
+class Detection(ImageTask):
     """Images in, objects out; measured by average precision in percent. See `rpg_ms.tasks.task.Task`.
 
     Only what is needed of the dataset is read: evaluation does not need the training images.
@@ -77,17 +76,10 @@ class Detection:
             UserError: they cannot be read, are of other classes than the test images, or are fewer than a batch in
                 every process.
         """
-        train, batch_size = self.dataset.train, self.config.train.batch_size
+        train = self.dataset.train
         if train.categories != self.dataset.test.categories:
             raise UserError(f"{train.file}: its categories are not those of {self.dataset.test.file}")
-        steps = len(train) // (batch_size * self.world.size)
-        if steps < 1:
-            across = f" on each of {self.world.size} ranks" if self.world.size > 1 else ""
-            raise UserError(
-                f"train.batch_size: {batch_size}{across} is more than the {len(train)} training images of "
-                f"{self.config.data.name}"
-            )
-        return steps
+        return self.count_steps()
 
     # -------------------------------------------------------------------------------------------- training
 
@@ -111,18 +103,9 @@ class Detection:
 
     def train_batches(self, first_step: int, last_step: int) -> Iterator[Batch]:
         """This process's batches of steps `first_step + 1 .. last_step`: what `DetectionLoss` takes, in its order."""
-        batch_size, detection = self.config.train.batch_size, self.config.detection
-        samples = TrainSamples(
-            self.dataset.train,
-            self.dataset.train_transform(detection.boxes_per_image, self._key_count(), detection.scale_jitter),
-            batch_size,
-            self.config.seed,
-            first_step,
-            last_step,
-            self.world.rank,
-            self.world.size,
-        )
-        return batches(samples, batch_size, self.config.data.workers)
+        detection = self.config.detection
+        transform = self.dataset.train_transform(detection.boxes_per_image, self._key_count(), detection.scale_jitter)
+        return self.batches_to_train(transform, first_step, last_step)
 
     def zero_batch(self, batch_size: int) -> dict[str, np.ndarray]:
         """A training batch of zeros, of the shapes and types that `train_batches` has."""
@@ -146,32 +129,11 @@ class Detection:
         """The network with the sum of its losses, as a Cell from a training batch to a scalar."""
         return DetectionLoss(network)
 
-    def check_data(self) -> int:
-        """Read this process's share of all images and name the unreadable on stderr; how many were read.
-
-        Raises:
-            UserError: some cannot be read.
-        """
-        return check_images(self.dataset, self.world.rank, self.world.size)
-
     # ------------------------------------------------------------------------------------------ evaluation
 
     def test_batches(self) -> Iterator[Batch]:
         """This process's share of the test images, each once: "image", "valid", and "index", -1 for padding."""
-        batch_size = self._test_batch_size()
-        samples = EvalSamples(
-            self.dataset.test,
-            self.dataset.test_transform(),
-            batch_size,
-            {"index": np.int32(-1)},
-            self.world.rank,
-            self.world.size,
-        )
-        return batches(samples, batch_size, self.config.data.workers)
-
-    def _test_batch_size(self) -> int:
-        share = -(-len(self.dataset.test) // self.world.size)
-        return min(self.config.train.eval_batch_size, share)
+        return self.batches_to_test(self.dataset.test_transform(), {"index": np.int32(-1)})
 
     def compile_evaluation(self, network: nn.Cell) -> nn.Cell:
         """The cell that evaluates a network, compiled in graph mode; leaves the network in inference mode.
@@ -180,7 +142,7 @@ class Detection:
             UserError: the network does not compile.
         """
         if self._inference is None or self._inference.network is not network:
-            inference, size = _Inference(network).set_train(False), self._test_batch_size()
+            inference, size = _Inference(network).set_train(False), self.test_batch_size()
             zeros = np.zeros((size, *self.input_shape), np.float32), np.zeros((size, 2), np.float32)
             compile_graph(inference, zeros, network, self.config.model.name, "inference")
             self._inference = inference
@@ -278,15 +240,6 @@ class Detection:
         _, scores, labels, *_ = outputs
         return np.where(scores > 0, labels, 0)
 
-    def about(self) -> dict[str, Any]:
-        """What the network is, as plain values."""
-        return {
-            "task": self.config.task,
-            "model": self.config.model.name,
-            "num_classes": self.classes,
-            "input_shape": list(self.input_shape),
-        }
-
     def usage(self, normalize_input: bool) -> dict[str, Any]:
         """Model, classes and how images are made ready, as plain values."""
         return {
@@ -331,21 +284,11 @@ class _Inference(nn.Cell):
         return self.network(images, valid)
 
 
-class _Deployed(nn.Cell):
-    """A detector as it is exported: images in, boxes, scores, labels and masks out."""
-
-    def __init__(self, network: nn.Cell, normalisation: Optional[tuple]) -> None:
-        super().__init__(auto_prefix=False)  # the Parameters keep their names
-        self.network = network
-        self.normalize_input = normalisation is not None
-        if self.normalize_input:
-            mean, std = (np.float32(values).reshape(1, -1, 1, 1) for values in normalisation)
-            self.mean, self.std = ms.Tensor(mean), ms.Tensor(std)
+class _Deployed(Deployed):
+    """Images in, boxes, scores, labels and masks out."""
 
     def construct(self, images: ms.Tensor) -> tuple[ms.Tensor, ...]:
-        if self.normalize_input:
-            images = (images / 255 - self.mean) / self.std
         made = ()
-        for output in self.network(images):  # none is negative; in ONNX what is used inside as well is no output
+        for output in self.computed(images):  # none is negative; in ONNX what is used inside as well is no output
             made += (ops.abs(output),)
         return made
