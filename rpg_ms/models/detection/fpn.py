@@ -8,6 +8,8 @@ from mindcv.models.resnet import BasicBlock, Bottleneck
 from mindspore import Tensor, nn, ops
 from mindspore.common.initializer import HeUniform
 
+from rpg_ms.models.detection.convolution import convolution
+
 
 class _BasicBlock(BasicBlock):
     def construct(self, x: Tensor) -> Tensor:
@@ -96,18 +98,5 @@ class Backbone(nn.Cell):
 
 
 def _convolution(channels_in: int, channels: int, kernel: int) -> nn.SequentialCell:
-    """A convolution with bias, in a sequence of its own, as torchvision names it."""
-    return nn.SequentialCell(
-        [
-            nn.Conv2d(
-                channels_in,
-                channels,
-                kernel,
-                pad_mode="pad",
-                padding=kernel // 2,
-                has_bias=True,
-                weight_init=HeUniform(1.0),
-                bias_init="zeros",
-            )
-        ]
-    )
+    """A convolution in a sequence of its own, as torchvision names it."""
+    return nn.SequentialCell([convolution(channels_in, channels, kernel, HeUniform(1.0))])

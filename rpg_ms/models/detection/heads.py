@@ -10,6 +10,7 @@ from mindspore import Tensor, nn, ops
 from mindspore.common.initializer import HeNormal
 
 from rpg_ms.models.detection.boxes import at_least, clip, columns, decode, encode, sides, take
+from rpg_ms.models.detection.convolution import convolution
 from rpg_ms.models.detection.matching import match, sample
 from rpg_ms.models.detection.rpn import box_loss, suppress_each
 
@@ -51,7 +52,9 @@ class MaskHead(nn.SequentialCell):
     """Four 3x3 convolutions on pooled features `[n, channels, 14, 14]`."""
 
     def __init__(self, channels: int) -> None:
-        super().__init__([nn.SequentialCell([_convolution(channels, channels, 3), nn.ReLU()]) for _ in range(4)])
+        super().__init__(
+            [nn.SequentialCell([convolution(channels, channels, 3, _he_normal()), nn.ReLU()]) for _ in range(4)]
+        )
 
 
 class MaskPredictor(nn.Cell):
@@ -62,7 +65,7 @@ class MaskPredictor(nn.Cell):
         self.conv5_mask = nn.Conv2dTranspose(
             channels, channels, 2, 2, pad_mode="valid", has_bias=True, weight_init=_he_normal(), bias_init="zeros"
         )
-        self.mask_fcn_logits = _convolution(channels, classes, 1)
+        self.mask_fcn_logits = convolution(channels, classes, 1, _he_normal())
 
     def construct(self, features: Tensor) -> Tensor:
         return self.mask_fcn_logits(ops.relu(self.conv5_mask(features)))
@@ -249,16 +252,3 @@ def _sampling(low: Tensor, high: Tensor, side: int) -> Tensor:
 
 def _he_normal() -> HeNormal:
     return HeNormal(mode="fan_out", nonlinearity="relu")
-
-
-def _convolution(channels_in: int, channels: int, kernel: int) -> nn.Conv2d:
-    return nn.Conv2d(
-        channels_in,
-        channels,
-        kernel,
-        pad_mode="pad",
-        padding=kernel // 2,
-        has_bias=True,
-        weight_init=_he_normal(),
-        bias_init="zeros",
-    )

@@ -11,6 +11,7 @@ from mindspore.common.initializer import Normal
 
 from rpg_ms.models.detection.anchors import RATIOS
 from rpg_ms.models.detection.boxes import at_least, clip, decode, encode, take
+from rpg_ms.models.detection.convolution import convolution
 from rpg_ms.models.detection.matching import match, sample
 
 WEIGHTS = (1.0, 1.0)  # of shifts and sides in what is predicted
@@ -57,9 +58,11 @@ class RPNHead(nn.Cell):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = nn.SequentialCell([nn.SequentialCell([_convolution(channels, channels, 3), nn.ReLU()])])
-        self.cls_logits = _convolution(channels, len(RATIOS), 1)
-        self.bbox_pred = _convolution(channels, 4 * len(RATIOS), 1)
+        self.conv = nn.SequentialCell(
+            [nn.SequentialCell([convolution(channels, channels, 3, Normal(0.01)), nn.ReLU()])]
+        )
+        self.cls_logits = convolution(channels, len(RATIOS), 1, Normal(0.01))
+        self.bbox_pred = convolution(channels, 4 * len(RATIOS), 1, Normal(0.01))
 
     def construct(self, features: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         logits, deltas = (), ()  # tuples everywhere: the ONNX export has no lists
@@ -141,16 +144,3 @@ class RegionProposalNetwork(nn.Cell):
         wanted = take(boxes, ops.gather_elements(of, 1, index))
         wanted = encode(wanted, ops.gather(self.all_anchors[0], index, 0), WEIGHTS)
         return loss, box_loss(take(ops.cat(deltas, 1), index), wanted, is_positive) / count
-
-
-def _convolution(channels_in: int, channels: int, kernel: int) -> nn.Conv2d:
-    return nn.Conv2d(
-        channels_in,
-        channels,
-        kernel,
-        pad_mode="pad",
-        padding=kernel // 2,
-        has_bias=True,
-        weight_init=Normal(0.01),
-        bias_init="zeros",
-    )
