@@ -27,6 +27,19 @@ def recipe(name, *overrides):
     return load_config(PROJECT / f"config/{name}.yaml", overrides)
 
 
+def calendar_of(pruning, steps):
+    """The calendar of a whole run."""
+    return UpdateCalendar(
+        steps,
+        pruning.update_every,
+        pruning.prune_until,
+        pruning.freeze_after,
+        pruning.density,
+        pruning.schedule,
+        pruning.warmup_updates,
+    )
+
+
 def network_of(name):
     config = recipe(name)
     return config.model.name, config.data.name
@@ -67,15 +80,7 @@ def test_the_calendar_of_the_whole_run_reaches_its_target(name):
     rates, pruning = build.learning_rates(config, steps_per_epoch), config.pruning
     assert len(rates) == config.train.epochs * steps_per_epoch
     assert max(rates) == pytest.approx(config.optimizer.lr) and rates[-1] < 0.02 * config.optimizer.lr
-    calendar = UpdateCalendar(
-        len(rates),
-        pruning.update_every,
-        pruning.prune_until,
-        pruning.freeze_after,
-        pruning.density,
-        pruning.schedule,
-        pruning.warmup_updates,
-    )
+    calendar = calendar_of(pruning, len(rates))
     before = calendar.density_at(calendar.reach_step - 1)
     assert calendar.density_at(calendar.reach_step) == calendar.density_at(len(rates)) == pruning.density < before
     # The last of many small cuts, and time left to recover in.
@@ -115,15 +120,7 @@ def test_the_recipe_of_the_nuclei_has_the_whole_target_before_its_end():
     task = create_task(config, ALONE)
     total = config.train.epochs * task.steps_per_epoch
     pruning = config.pruning
-    calendar = UpdateCalendar(
-        total,
-        pruning.update_every,
-        pruning.prune_until,
-        pruning.freeze_after,
-        pruning.density,
-        pruning.schedule,
-        pruning.warmup_updates,
-    )
+    calendar = calendar_of(pruning, total)
     assert calendar.density_at(calendar.reach_step) == 0.2 and calendar.reach_step < 0.6 * total
     fullest = max(len(picture.annotations) for picture in task.dataset.train.pictures)
     assert fullest <= config.detection.boxes_per_image

@@ -12,35 +12,13 @@ from mindspore import nn, ops
 
 from rpg_ms.cells import sparsify
 from rpg_ms.cells.masked import set_topology
-from rpg_ms.config import Config, DataConfig, ModelConfig, TrainConfig
 from rpg_ms.deploy.c import compiled
 from rpg_ms.deploy.c import format as c_format
 from rpg_ms.deploy.export import export
 from rpg_ms.errors import UserError
 from rpg_ms.models import create_model, vgg_cifar
-from rpg_ms.tasks import create_task
-from rpg_ms.training.distributed import ALONE
 
 needs_compiler = pytest.mark.skipif(compiled.compiler() is None, reason="there is no C compiler")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def pynative():
-    ms.set_context(mode=ms.PYNATIVE_MODE)
-    yield
-    ms.set_context(mode=ms.GRAPH_MODE)
-
-
-@pytest.fixture(scope="module")
-def task():
-    return create_task(
-        Config(
-            model=ModelConfig(name="cifar_resnet8"),
-            data=DataConfig(limit=96),
-            train=TrainConfig(batch_size=8, eval_batch_size=48),
-        ),
-        ALONE,
-    )
 
 
 def pruned(network, density=0.2):
