@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Container, Iterator
@@ -23,6 +24,15 @@ def user_path(name: str) -> str:
         return os.path.expanduser(name)
     except ValueError:  # no user's name: it has a NUL, or a character that the system cannot encode
         return name
+
+
+def sha256(path: Union[str, os.PathLike]) -> str:
+    """The SHA-256 of a file of any size, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 @contextmanager

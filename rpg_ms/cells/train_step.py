@@ -205,25 +205,31 @@ class SparseTrainStep(nn.Cell):
             self.pruner.pending = True
             self.apply_gradients(finite, *gradients)  # lowers the loss scale
             return loss
-        rank = task = dense = None
-        ranked = self.pruner.needs_gradient(step)
+        ranked, rank, task = self.pruner.needs_gradient(step), None, None
+        dense = self._of_layers(gradients) if ranked else None
         if self.rank_term is not None:
-            task = [gradients[i].asnumpy() for i in self.gradient_of] if ranked else None
+            task = dense
             *rank, rank_gradients = self.rank_term()
             if self.rank_term.share is None:
                 gradients = add_rank(gradients, rank_gradients, self.rank_of)
+                dense = self._of_layers(gradients) if ranked else None
             elif ranked:
-                of = [self.rank_of[i] for i in self.gradient_of]
-                share = self.rank_term.share
-                dense = [one if r < 0 else mix(one, rank_gradients[r].asnumpy(), share) for one, r in zip(task, of)]
-        if ranked and dense is None:
-            dense = [gradients[i].asnumpy() for i in self.gradient_of]
+                dense = self._mixed(task, rank_gradients)
         self._update_topology(step, dense, rank, task)
         if self.pruner.optimizer_rests:  # its learning-rate schedule does not
             ops.assign_add(self.optimizer.global_step, ms.Tensor([1], ms.int32))
         else:
             self.apply_gradients(finite, *gradients)
         return loss
+
+    def _of_layers(self, gradients: Sequence[ms.Tensor]) -> list[np.ndarray]:
+        return [gradients[i].asnumpy() for i in self.gradient_of]
+
+    def _mixed(self, task: Sequence[np.ndarray], rank_gradients: Sequence[ms.Tensor]) -> list[np.ndarray]:
+        """The layers' scores of regrowth where the rank term has a share of its own."""
+        of = [self.rank_of[i] for i in self.gradient_of]
+        share = self.rank_term.share
+        return [one if r < 0 else mix(one, rank_gradients[r].asnumpy(), share) for one, r in zip(task, of)]
 
     def _update_topology(
         self, step: int, dense: Optional[list[np.ndarray]], rank: Optional[list], task: Optional[list[np.ndarray]]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,7 @@ from rpg_ms.deploy.formats import Options, check_machine, check_options, file_pa
 from rpg_ms.deploy.job import Job
 from rpg_ms.deploy.verify import verify
 from rpg_ms.errors import UserError
-from rpg_ms.files import atomic_folder, atomic_path
+from rpg_ms.files import atomic_folder, atomic_path, sha256
 from rpg_ms.models.compiling import reason
 from rpg_ms.models.flops import layer_flops, parameter_count
 
@@ -110,7 +109,7 @@ def _described(job: Job, written: Path) -> dict[str, Any]:
     }
     if not job.row.computes:
         return described
-    digests = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    digests = {file.name: sha256(file) for file in files}
     return {
         **described,
         "sha256": digests if job.row.folder else digests[written.name],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional, Union
@@ -48,23 +49,16 @@ def verify(job: Job, loaded: Loaded, used: Iterable[MaskedLayer]) -> dict[str, A
         own, such as `checkpoint_top1`.
     """
     value_type = job.options.value_type or "float32"
-    before = parameters(job.network)
     if job.row.computes:
-        difference, told = None, {}
-        if value_type != "float32":
-            after = {**before, **rounded_weights(job, value_type)}
-            told = _rounding(job, before, after)
-            _assign(job.network, after)
-        try:
-            if loaded.run is not None:
-                difference = _compare_outputs(job, loaded)
-        finally:
-            _assign(job.network, before)
+        rounded = rounded_weights(job, value_type) if value_type != "float32" else {}
+        told = _rounding(job, rounded) if rounded else {}
+        with _holding(job.network, rounded):
+            difference = _compare_outputs(job, loaded) if loaded.run is not None else None
         if loaded.weights is not None:
             _compare_weights(loaded, used, job.path)
         return {"max_abs_difference": difference, **told}
-    _compare_parameters(before, loaded.weights, value_type, job.path)
-    return {"value_type": value_type, **(_rounding(job, before, loaded.weights) if value_type != "float32" else {})}
+    _compare_parameters(parameters(job.network), loaded.weights, value_type, job.path)
+    return {"value_type": value_type, **(_rounding(job, loaded.weights) if value_type != "float32" else {})}
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -177,17 +171,13 @@ def _compare_parameters(
         raise UserError(f"{path}: {differing[0]} is not what was written")
 
 
-def _rounding(job: Job, before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """What rounding the weights from `before` to `after` costs; the network is left as it was."""
+def _rounding(job: Job, rounded: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """What it costs to round the weights to those in `rounded`; the network is left as it was."""
+    weights = {layer.weight.name: layer.weight.asnumpy() for layer in job.sparsified.layers}
+    difference = max(float(np.abs(rounded[name] - weight).max()) for name, weight in weights.items())
     figures = {f"checkpoint_{name}": figure for name, figure in job.task.evaluate(job.network).items()}
-    _assign(job.network, after)
-    try:
-        rounded = job.task.evaluate(job.network)
-    finally:
-        _assign(job.network, before)
-    names = [layer.weight.name for layer in job.sparsified.layers]
-    difference = max(float(np.abs(after[name] - before[name]).max()) for name in names)
-    return {"max_weight_difference": difference, **rounded, **figures}
+    with _holding(job.network, rounded):
+        return {"max_weight_difference": difference, **job.task.evaluate(job.network), **figures}
 
 
 def rounded_weights(job: Job, value_type: str) -> dict[str, np.ndarray]:
@@ -206,6 +196,15 @@ def rounded_weights(job: Job, value_type: str) -> dict[str, np.ndarray]:
     return weights
 
 
-def _assign(network: nn.Cell, arrays: Mapping[str, np.ndarray]) -> None:
-    for parameter in network.get_parameters():
-        ops.assign(parameter, ms.Tensor(arrays[parameter.name], parameter.dtype))
+@contextmanager
+def _holding(network: nn.Cell, arrays: Mapping[str, np.ndarray]) -> Iterator[None]:
+    """Within the block the network's parameters of these names have these values."""
+    held = [parameter for parameter in network.get_parameters() if parameter.name in arrays]
+    before = [parameter.asnumpy().copy() for parameter in held]
+    try:
+        for parameter in held:
+            ops.assign(parameter, ms.Tensor(arrays[parameter.name], parameter.dtype))
+        yield
+    finally:
+        for parameter, value in zip(held, before):
+            ops.assign(parameter, ms.Tensor(value, parameter.dtype))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Optional
 
 import numpy as np
@@ -136,9 +136,13 @@ class Pruner:
     @property
     def takes_gradient(self) -> bool:
         """Whether any update takes up the gradient at all: ranks by it, or lets the optimizer step on it."""
-        method = self.method
-        scores = [method.drop] + ([method.grow] if method.alpha > 0 else [])
-        return method.updates and (not self.optimizer_rests or any(SCORES[name].needs_gradient for name in scores))
+        ranks = SCORES[self.method.drop].needs_gradient or self.grows_by_gradient
+        return self.method.updates and (not self.optimizer_rests or ranks)
+
+    @property
+    def grows_by_gradient(self) -> bool:
+        """Whether what is dropped comes back where the gradient is largest."""
+        return self.method.alpha > 0 and SCORES[self.method.grow].needs_gradient
 
     @property
     def optimizer_rests(self) -> bool:
@@ -197,7 +201,7 @@ class Pruner:
         grow = None if fraction == 0 else _scores(self.method.grow, weights, gradients, [self.seed, step])
         new_weights, new_masks = map(list, zip(*update_topology(weights, grow, counts, fraction, drop)))
         decided = None
-        if grow is not None and task_gradients is not None and SCORES[self.method.grow].needs_gradient:
+        if grow is not None and task_gradients is not None and self.grows_by_gradient:
             alone = _scores(self.method.grow, weights, task_gradients, [self.seed, step])
             others = [mask for _, mask in update_topology(weights, alone, counts, fraction, drop)]
             regrown = sum(math.floor(fraction * count) for count in counts)
@@ -205,8 +209,8 @@ class Pruner:
         self.pending = False
         nonzero = int(sum(counts))
         grown = _count([new & ~old for new, old in zip(new_masks, masks)])
-        record = TopologyRecord(step, nonzero / total, nonzero, fraction, grown, [int(count) for count in counts])
-        record = replace(record, rank_decided=decided)
+        kept_in = [int(count) for count in counts]
+        record = TopologyRecord(step, nonzero / total, nonzero, fraction, grown, kept_in, rank_decided=decided)
         return TopologyUpdate(new_weights, new_masks, record, opens=nonzero > kept)
 
     def _drop_fraction(self, step: int) -> float:

@@ -27,7 +27,7 @@ from rpg_ms.errors import UserError
 from rpg_ms.files import working_folder
 from rpg_ms.models.compiling import compile_graph
 from rpg_ms.models.detection import MaskRCNN
-from rpg_ms.pruning import SCORES, Pruner
+from rpg_ms.pruning import Pruner
 from rpg_ms.training.loop import hooks_of, sinks
 from rpg_ms.weights import load_weights
 
@@ -209,9 +209,8 @@ def idle_rank_term(config: Config, step: SparseTrainStep) -> Optional[str]:
             f"{given} {config.model.name} has no convolution to prune; rank.include_dense=true takes dense layers into "
             "the term"
         )
-    method, takes = step.pruner.method, step.pruner.takes_gradient
-    if rank.share is not None:  # a share acts on regrowth alone
-        takes = method.alpha > 0 and SCORES[method.grow].needs_gradient
+    # A share acts on regrowth alone.
+    takes = step.pruner.takes_gradient if rank.share is None else step.pruner.grows_by_gradient
     if step.rank_term is not None and not step.rank_term.drives_weights and not takes:
         return (
             f"{given} pruning.method={config.pruning.method} has no update that takes up its gradient; "
@@ -233,7 +232,7 @@ def compile_step(config: Config, task: Task, network: nn.Cell, step: SparseTrain
     compile_graph(cell, arrays, network, config.model.name, "training step")
     task.compile_evaluation(network)
     if task.teacher:
-        task.teacher.compile(next(iter(task.zero_batch(config.train.batch_size).values())))
+        task.teacher.compile(task.zero_batch(config.train.batch_size)["image"])
     step.set_train()
 
 

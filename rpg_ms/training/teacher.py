@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Optional
 
@@ -10,14 +9,13 @@ import numpy as np
 
 from rpg_ms.cells import sparsify
 from rpg_ms.errors import UserError
+from rpg_ms.files import sha256
 from rpg_ms.models.compiling import compile_graph
 from rpg_ms.weights import load_weights
 
 if TYPE_CHECKING:
     from rpg_ms.config import Config
     from rpg_ms.tasks.task import Batch, Task
-
-OUTPUTS = "teacher"  # what they are called in a batch
 
 
 class Teacher:
@@ -48,21 +46,16 @@ class Teacher:
 
     def sha256(self) -> str:
         """Of the file of weights: a run goes on with the same teacher."""
-        with open(self.path, "rb") as file:
-            digest = hashlib.sha256()
-            while block := file.read(2**20):
-                digest.update(block)
-        return digest.hexdigest()
+        return sha256(self.path)
 
     def compile(self, images: np.ndarray) -> None:
         """Compile for a batch of images, and run; UserError if the network does not."""
         compile_graph(self.network, [images], self.network, self.name, "inference", run=True)
 
     def join(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The batches, each with the network's outputs for its first array as "teacher"."""
+        """The batches, each with the network's outputs for its "image" as "teacher"."""
         for batch in batches:
-            images = next(iter(batch.values()))
-            yield {**batch, OUTPUTS: self.network(images)}
+            yield {**batch, "teacher": self.network(batch["image"])}
 
 
 def build_teacher(config: Config, task: Task) -> Optional[Teacher]:
